@@ -1,0 +1,18 @@
+//! What a reader may spend on a file from a stranger.
+
+/// Bounds that readers charge before they allocate. The defaults fit every model file that its own ecosystem reads.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a header (safetensors allows 100 MB).
+    pub header_bytes: u64,
+    /// Number of tensors.
+    pub tensors: u64,
+    /// Number of metadata entries, and of elements in one metadata array.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { header_bytes: 100_000_000, tensors: 1_000_000, entries: 16_000_000 }
+    }
+}

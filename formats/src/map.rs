@@ -1,0 +1,39 @@
+//! Memory-mapped files. One of the two rooms in which unsafe code lives.
+
+use std::fs::File;
+use std::io;
+
+/// A read-only map of a whole file.
+#[derive(Debug)]
+pub struct Map(memmap2::Mmap);
+
+impl Map {
+    /// Maps `file`. An empty file maps to an empty slice.
+    pub fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is read-only and private to this process. If another process shortens the file, a read past
+        // its end ends this process with SIGBUS, which loses no data: output is staged and unpublished until checked.
+        // A content that changes under us is caught by comparing size and time of change before anything is published.
+        let map = unsafe { memmap2::Mmap::map(file)? };
+        Ok(Self(map))
+    }
+
+    /// Tells the system that the pages of `offset..offset + len` will not be needed soon. They are read again from the
+    /// file if they are touched after all.
+    pub fn release(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if len > 0 && offset.checked_add(len).is_some_and(|end| end <= self.0.len()) {
+            // SAFETY: the map is file-backed and read-only, so dropped pages come back unchanged from the file.
+            // Failure only means that the pages stay.
+            let _ = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
+}
+
+impl std::ops::Deref for Map {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

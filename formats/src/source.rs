@@ -1,0 +1,272 @@
+//! An opened weight file: its tensors' descriptions and their bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::map::Map;
+use crate::{Error, Payload, Result, TensorMeta};
+
+/// Which container a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Hugging Face's safetensors.
+    Safetensors,
+    /// ggml's GGUF.
+    Gguf,
+}
+
+impl Format {
+    /// The name in messages and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Safetensors => "safetensors",
+            Format::Gguf => "GGUF",
+        }
+    }
+}
+
+/// How the bytes of a file are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Memory-mapped: no copy; the default.
+    #[default]
+    Mapped,
+    /// Read by offset: for network file systems, where a mapped file that shrinks kills the process.
+    Read,
+}
+
+/// An opened weight file. What [`Source::tensors`] says was checked against the file's size.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    format: Format,
+    tensors: Vec<TensorMeta>,
+    places: Vec<Range<u64>>,
+    metadata: BTreeMap<String, String>,
+    payload: Payload,
+    data: Data,
+}
+
+/// What a reader finds in a file's header.
+pub(crate) struct Contents {
+    pub tensors: Vec<TensorMeta>,
+    /// Byte range of each tensor in the file.
+    pub places: Vec<Range<u64>>,
+    pub metadata: BTreeMap<String, String>,
+    pub payload: Payload,
+}
+
+impl Source {
+    pub(crate) fn new(path: &Path, format: Format, contents: Contents, data: Data) -> Self {
+        let Contents { tensors, places, metadata, payload } = contents;
+        debug_assert!(places.iter().all(|place| place.end <= data.stamp.len));
+        Self { path: path.to_owned(), format, tensors, places, metadata, payload, data }
+    }
+
+    /// The path by which the file was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The container.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The tensors, in the file's order. Their index is their identity in this source.
+    pub fn tensors(&self) -> &[TensorMeta] {
+        &self.tensors
+    }
+
+    /// The file's string metadata (safetensors' `__metadata__`).
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// What the container carries beside tensors, for a dialect to understand.
+    pub fn payload(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.data.stamp.len
+    }
+
+    /// The byte range of a tensor in the file.
+    pub fn place(&self, tensor: usize) -> Range<u64> {
+        self.places[tensor].clone()
+    }
+
+    /// The bytes of a tensor, if the file is mapped.
+    pub fn bytes(&self, tensor: usize) -> Option<&[u8]> {
+        let place = &self.places[tensor];
+        match &self.data.bytes {
+            Bytes::Mapped(map) => Some(&map[place.start as usize..place.end as usize]),
+            Bytes::File(_) => None,
+        }
+    }
+
+    /// Fills `buffer` with the bytes of a tensor from `offset` within it. Works however the file was opened.
+    pub fn read_at(&self, tensor: usize, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let place = &self.places[tensor];
+        let start = place.start + offset;
+        assert!(start + buffer.len() as u64 <= place.end, "read past the end of a tensor");
+        match &self.data.bytes {
+            Bytes::Mapped(map) => {
+                buffer.copy_from_slice(&map[start as usize..start as usize + buffer.len()]);
+                Ok(())
+            }
+            Bytes::File(_) => self.data.read_at(start, buffer).map_err(Error::io(&self.path, "read")),
+        }
+    }
+
+    /// Tells the system that a tensor's mapped bytes are not needed soon.
+    pub fn release(&self, tensor: usize, range: Range<u64>) {
+        if let Bytes::Mapped(map) = &self.data.bytes {
+            let place = &self.places[tensor];
+            map.release((place.start + range.start) as usize, (range.end - range.start) as usize);
+        }
+    }
+
+    /// An error if the file's size or time of change is no longer what it was when it was opened.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        let now = Stamp::of(&self.data.path).map_err(Error::io(&self.path, "read"))?;
+        if now != self.data.stamp {
+            return Err(Error::Changed { file: self.path.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Size, time of change and identity of a file.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+struct Stamp {
+    len: u64,
+    modified: Option<SystemTime>,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        Self::from(&std::fs::metadata(path)?)
+    }
+
+    fn from(meta: &std::fs::Metadata) -> io::Result<Self> {
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(meta);
+        #[cfg(not(unix))]
+        let inode = 0;
+        Ok(Self { len: meta.len(), modified: meta.modified().ok(), inode })
+    }
+}
+
+/// The bytes of an opened file.
+#[derive(Debug)]
+pub(crate) struct Data {
+    path: PathBuf,
+    bytes: Bytes,
+    stamp: Stamp,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Map),
+    #[cfg(unix)]
+    File(File),
+    #[cfg(not(unix))]
+    File(std::sync::Mutex<File>),
+}
+
+impl Data {
+    /// Opens a regular file. Symbolic links are followed.
+    pub fn open(path: &Path, access: Access) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let meta = file.metadata().map_err(Error::io(path, "open"))?;
+        if !meta.is_file() {
+            return Err(Error::malformed(
+                path,
+                None,
+                "something that is not a regular file",
+                "a weight file",
+                "Give a file or a folder with model.safetensors",
+            ));
+        }
+        let stamp = Stamp::from(&meta).map_err(Error::io(path, "open"))?;
+        let bytes = match access {
+            Access::Mapped => Bytes::Mapped(Map::new(&file).map_err(Error::io(path, "map"))?),
+            Access::Read => Bytes::File(file.into()),
+        };
+        Ok(Self { path: path.to_owned(), bytes, stamp })
+    }
+
+    /// Bytes of the file.
+    pub fn len(&self) -> u64 {
+        self.stamp.len
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::Mapped(map) => {
+                let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+                let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(map.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            #[cfg(unix)]
+            Bytes::File(file) => std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset),
+            #[cfg(not(unix))]
+            Bytes::File(file) => {
+                use std::io::{Read, Seek, SeekFrom};
+                let mut file = file.lock().map_err(|_| io::ErrorKind::Other)?;
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(buffer)
+            }
+        }
+    }
+}
+
+/// The bytes of one tensor, borrowed from a map or owned.
+#[derive(Debug, Clone)]
+pub struct TensorBytes(Holder);
+
+#[derive(Debug, Clone)]
+enum Holder {
+    Mapped(Arc<Source>, usize),
+    Owned(Arc<[u8]>),
+}
+
+impl TensorBytes {
+    /// All bytes of a tensor: borrowed if the source is mapped, read into memory otherwise.
+    pub fn load(source: &Arc<Source>, tensor: usize) -> Result<Self> {
+        if source.bytes(tensor).is_some() {
+            return Ok(Self(Holder::Mapped(source.clone(), tensor)));
+        }
+        let place = source.place(tensor);
+        let mut bytes = vec![0; (place.end - place.start) as usize];
+        source.read_at(tensor, 0, &mut bytes)?;
+        Ok(Self(Holder::Owned(bytes.into())))
+    }
+}
+
+impl From<Vec<u8>> for TensorBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Holder::Owned(bytes.into()))
+    }
+}
+
+impl std::ops::Deref for TensorBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Holder::Mapped(source, tensor) => source.bytes(*tensor).unwrap_or(&[]),
+            Holder::Owned(bytes) => bytes,
+        }
+    }
+}

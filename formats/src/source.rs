@@ -230,6 +230,13 @@ impl Data {
             }
         }
     }
+
+    /// Tells the system that bytes that were read are not needed soon.
+    pub fn release(&self, range: Range<u64>) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            map.release(range.start as usize, (range.end - range.start) as usize);
+        }
+    }
 }
 
 /// The bytes of one tensor, borrowed from a map or owned.

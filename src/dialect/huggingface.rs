@@ -49,6 +49,7 @@ pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> B
     metadata.entry("format".into()).or_insert_with(|| "pt".into());
     metadata.insert("modelpress.version".into(), env!("CARGO_PKG_VERSION").into());
     metadata.insert("modelpress.recipe".into(), recipe.describe());
+    metadata.insert(RULES.into(), recipe.to_json());
     if let Some(config) = quantization_config(checkpoint, plan) {
         metadata.insert(QUANTIZATION.into(), config.to_string());
     }
@@ -242,4 +243,13 @@ pub fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value
         "global_compression_ratio": null,
         "ignore": ignore,
     }))
+}
+
+/// The key under which a file's own metadata hold its recipe's rules.
+const RULES: &str = "modelpress.rules";
+
+/// The recipe that a file says it was made by.
+pub fn recorded_recipe(checkpoint: &Checkpoint) -> Option<Recipe> {
+    let metadata = checkpoint.sources().first()?.metadata();
+    Recipe::from_json(metadata.get(RULES)?)
 }

@@ -130,11 +130,15 @@ impl Step {
         self.outputs.iter().map(|at| plan.files[at.file].tensors[at.tensor].bytes().unwrap_or(0)).sum()
     }
 
-    /// Whether the numbers are stored in fewer bits than before.
+    /// Whether the output stores other numbers than the input: codes, or a float that cannot hold all of the input's.
     pub fn is_quantized(&self) -> bool {
-        !matches!(self.treatment, Treatment::Copy)
-            && self.encoding != Encoding::Plain(self.input)
-            && self.encoding != Encoding::Plain(Dtype::F32)
+        match self.treatment {
+            Treatment::Copy => false,
+            Treatment::Quantize(_) => true,
+            Treatment::Cast(Dtype::F64) => false,
+            Treatment::Cast(Dtype::F32) => self.input == Dtype::F64,
+            Treatment::Cast(dtype) => dtype != self.input,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use formats::{Dtype, TensorMeta};
 use serde_json::{Value, json};
 
 use super::{Tensor, Tensors};
-use crate::family::{Architecture, Family, Position, RopeScaling, Transformer};
+use crate::family::{Architecture, Family, Position, RopeScaling, RowOrder, Transformer};
 use crate::loader::{Checkpoint, Piece, Weight, matrix};
 use crate::recipe::{Error, Result};
 
@@ -69,11 +69,11 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
         let piece = Piece {
             weight: at,
             rows: 0..if shape.len() == 1 { 1 } else { rows },
-            order: if shape.len() == 1 { crate::family::RowOrder::Same } else { place.rows },
+            order: if shape.len() == 1 { RowOrder::Same } else { place.rows },
             transpose: expected.transposed,
             shift: place.value_shift,
         };
-        if shape.len() == 1 && place.rows != crate::family::RowOrder::Same {
+        if shape.len() == 1 && place.rows != RowOrder::Same {
             return Err(refuse(
                 checkpoint,
                 format!("`{}` is a bias of rotated heads", weight.name),

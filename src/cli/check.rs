@@ -1,5 +1,7 @@
 //! `compress check`.
 
+use std::sync::Arc;
+
 use formats::Access;
 
 use super::args::{CheckArgs, CheckOptions};
@@ -13,9 +15,9 @@ use crate::report::check_table;
 pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let job = progress::job(&args.common)?;
     let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
-    let original = Checkpoint::open(&args.original, &Options { access, ..Options::default() })?;
+    let original = Arc::new(Checkpoint::open(&args.original, &Options { access, ..Options::default() })?);
     let companions = Some(original.companions().clone());
-    let written = Checkpoint::open(&args.compressed, &Options { access, companions, ..Options::default() })?;
+    let written = Arc::new(Checkpoint::open(&args.compressed, &Options { access, companions, ..Options::default() })?);
     let options = options(&args.check, limits_of(&written));
     let findings = check::compare(&original, &written, &options, &job)?;
     if args.common.json {

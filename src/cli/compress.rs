@@ -1,6 +1,7 @@
 //! `compress MODEL`: plan, write, check, publish, report.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use formats::{Access, Format, Sink};
@@ -20,7 +21,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
     let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
-    let checkpoint = Checkpoint::open(model, &Options { access, ..Options::default() })?;
+    let checkpoint = Arc::new(Checkpoint::open(model, &Options { access, ..Options::default() })?);
     let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
     let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
     if args.dry_run || args.common.verbose {
@@ -69,7 +70,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
 
 /// Opens the sealed output, which has no name yet, and compares it with the original.
 fn check_staged(
-    original: &Checkpoint,
+    original: &Arc<Checkpoint>,
     sink: &Sink,
     target: Target,
     access: Access,
@@ -78,7 +79,7 @@ fn check_staged(
 ) -> Result<Findings, Failure> {
     // A single file is the original's own config's: what else lies in the folder may belong to another model.
     let companions = Some(original.companions().clone()).filter(|_| target != Target::Folder);
-    let written = Checkpoint::open(sink.staging(), &Options { access, companions, ..Options::default() })?;
+    let written = Arc::new(Checkpoint::open(sink.staging(), &Options { access, companions, ..Options::default() })?);
     Ok(check::compare(original, &written, options, job)?)
 }
 

@@ -101,7 +101,13 @@ impl Checkpoint {
         }
         self.find_family()?;
         if let (Some(_), Some(family)) = (self.gguf(), &self.family) {
-            llama_cpp::rename(&mut self.weights, family);
+            let names = llama_cpp::names(family);
+            for weight in &mut self.weights {
+                if let Some(&(name, order)) = names.get(weight.name.as_str()) {
+                    name.clone_into(&mut weight.name);
+                    weight.order = order;
+                }
+            }
         }
         self.by_name = self.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i)).collect();
         self.assign_slots()

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
 
+use super::output::{Tensor, huggingface, llama_cpp};
 use super::{Error, Recipe, Result, Scheme};
-use crate::dialect::{self, Tensor};
 use crate::encoding::{Encoding, PartLayout, Unfit};
 use crate::family::Role;
 use crate::loader::{Checkpoint, Piece};
@@ -167,8 +167,8 @@ impl Plan {
             }
         }
         let tensors = match format {
-            Format::Safetensors => dialect::huggingface::tensors(checkpoint, target == Target::Folder),
-            Format::Gguf => dialect::llama_cpp::tensors(checkpoint)?,
+            Format::Safetensors => huggingface::tensors(checkpoint, target == Target::Folder),
+            Format::Gguf => llama_cpp::tensors(checkpoint)?,
         };
         let mut plan = Self {
             target,
@@ -191,7 +191,7 @@ impl Plan {
         }
         plan.lay_out(checkpoint, recipe, format, tensors.files, metas, output)?;
         if target == Target::Folder {
-            dialect::huggingface::folder(checkpoint, &mut plan)?;
+            huggingface::folder(checkpoint, &mut plan)?;
         }
         Ok(plan)
     }
@@ -206,14 +206,14 @@ impl Plan {
         output: &Path,
     ) -> Result<()> {
         let metadata = match format {
-            Format::Safetensors => Some(dialect::huggingface::file_metadata(checkpoint, recipe, self)),
+            Format::Safetensors => Some(huggingface::file_metadata(checkpoint, recipe, self)),
             Format::Gguf => None,
         };
         for (name, tensors) in names.into_iter().zip(metas) {
             let layout = match &metadata {
                 Some(metadata) => formats::safetensors::layout(output, &tensors, metadata)?,
                 None => {
-                    let metadata = dialect::llama_cpp::metadata(checkpoint, recipe, self)?;
+                    let metadata = llama_cpp::metadata(checkpoint, recipe, self)?;
                     formats::gguf::layout(output, &tensors, &metadata)?
                 }
             };

@@ -7,7 +7,9 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, Scheme};
+use crate::dialect::huggingface;
 use crate::family::{self, Role};
+use crate::loader::Checkpoint;
 
 /// Which weights, and what becomes of them.
 #[derive(Debug, Clone)]
@@ -122,8 +124,13 @@ impl Recipe {
     }
 
     /// The rules of a written file's metadata, if they are rules that this version knows.
-    pub fn from_json(text: &str) -> Option<Self> {
+    fn from_json(text: &str) -> Option<Self> {
         Self::parse(serde_json::from_str(text).ok()?).ok()
+    }
+
+    /// The recipe that a model's first file says it was made by.
+    pub fn recorded(checkpoint: &Checkpoint) -> Option<Self> {
+        Self::from_json(checkpoint.sources().first()?.metadata().get(huggingface::RULES)?)
     }
 
     /// Rules from their written form; else what was found and what was expected.

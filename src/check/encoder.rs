@@ -34,7 +34,9 @@ pub fn compare(
     let mut windows = Vec::new();
     let mut tokens = 0;
     for line in text::lines(&text.content) {
-        let ids = tokenizer.encode_whole(line, context).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
+        let ids = tokenizer
+            .encode_whole(line, context)
+            .map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
         tokens += ids.len();
         if tokens > options.tokens && !windows.is_empty() {
             break;

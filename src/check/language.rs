@@ -38,7 +38,8 @@ pub fn compare(
             shape.max_positions
         )));
     }
-    let tokens = tokenizer.encode(&text.content).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
+    let tokens =
+        tokenizer.encode(&text.content).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
     let windows = windows(&tokens, tokenizer.bos(), context, options.tokens);
     if windows.is_empty() {
         return Err(text.wrong(format!("{} tokens", tokens.len())));
@@ -58,7 +59,8 @@ pub fn compare(
     })?;
     let found = Comparison::of(&scores, options.limits.max_kl);
     if !found.passed {
-        failures.push(format!("mean KL divergence {:.6} is above its limit of {}", found.kl.mean, options.limits.max_kl));
+        failures
+            .push(format!("mean KL divergence {:.6} is above its limit of {}", found.kl.mean, options.limits.max_kl));
     }
     Ok(Ok((found, text.name)))
 }

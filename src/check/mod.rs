@@ -104,7 +104,12 @@ pub struct Findings {
 ///
 /// # Errors
 /// Text that cannot be read or is too short, models whose weights have different shapes, an interrupt.
-pub fn compare(original: &Arc<Checkpoint>, written: &Arc<Checkpoint>, options: &Options, job: &Job) -> Result<Findings> {
+pub fn compare(
+    original: &Arc<Checkpoint>,
+    written: &Arc<Checkpoint>,
+    options: &Options,
+    job: &Job,
+) -> Result<Findings> {
     let weights::Table { errors, missing } = weights::compare(original, written, job)?;
     let mut failures = Vec::new();
     let broken: Vec<&str> = errors.iter().filter(|e| !e.finite).map(|e| e.name.as_str()).collect();

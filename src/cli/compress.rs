@@ -108,10 +108,11 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
 /// The loosest limits of the recipe's schemes.
 fn limits(recipe: &Recipe) -> Limits {
     let strict = Scheme::F16.limits();
-    recipe.schemes().into_iter().map(Scheme::limits).fold(strict, |a, b| Limits {
-        max_kl: a.max_kl.max(b.max_kl),
-        min_cosine: a.min_cosine.min(b.min_cosine),
-    })
+    recipe
+        .schemes()
+        .into_iter()
+        .map(Scheme::limits)
+        .fold(strict, |a, b| Limits { max_kl: a.max_kl.max(b.max_kl), min_cosine: a.min_cosine.min(b.min_cosine) })
 }
 
 /// What is written, and where: by the output's extension, else by the scheme and by what the input is.
@@ -137,16 +138,20 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
     let suffix = recipe.short_name();
     let path = checkpoint.path();
     // A path such as `.` or `..` has no name of its own.
-    let named = if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or(path.to_owned()) };
+    let named =
+        if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or(path.to_owned()) };
     let beside = |name: String| named.with_file_name(name);
-    let part = |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let part =
+        |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let (target, name) = match (needed, is_folder) {
-        (Some(Format::Gguf), true) => (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_name()))),
-        (Some(Format::Gguf), false) => (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_stem()))),
-        (_, true) => (Target::Folder, format!("{}-{suffix}", part(named.file_name()))),
-        (_, false) => {
-            (Target::File(Format::Safetensors), format!("{}-{suffix}.safetensors", part(named.file_stem())))
+        (Some(Format::Gguf), true) => {
+            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_name())))
         }
+        (Some(Format::Gguf), false) => {
+            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_stem())))
+        }
+        (_, true) => (Target::Folder, format!("{}-{suffix}", part(named.file_name()))),
+        (_, false) => (Target::File(Format::Safetensors), format!("{}-{suffix}.safetensors", part(named.file_stem()))),
     };
     Ok((target, beside(name)))
 }

@@ -52,7 +52,9 @@ pub enum Error {
         tensors: Vec<String>,
     },
     /// A row is larger than the memory budget.
-    #[error("tensor `{tensor}`: working on one row at a time takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or fewer --threads")]
+    #[error(
+        "tensor `{tensor}`: working on one row at a time takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or fewer --threads"
+    )]
     Budget {
         /// The tensor with the longest rows.
         tensor: String,

@@ -37,7 +37,8 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
         Target::File(_) => Shape::File,
         Target::Folder => Shape::Folder,
     };
-    let files = plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
+    let files =
+        plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
     let bands = Bands::new(plan, job)?;
     let mut sink = Sink::create(output, shape, files, plan.other_bytes(), force)?;
     job.progress.begin("compress", checkpoint.bytes());

@@ -59,7 +59,8 @@ impl Rule {
         match (&self.name, self.role, self.scheme) {
             (None, None, Some(scheme)) => scheme.takes(role, model),
             (pattern, wanted, _) => {
-                pattern.as_ref().is_none_or(|pattern| pattern.is_match(name)) && wanted.is_none_or(|wanted| wanted == role)
+                pattern.as_ref().is_none_or(|pattern| pattern.is_match(name))
+                    && wanted.is_none_or(|wanted| wanted == role)
             }
         }
     }
@@ -199,7 +200,11 @@ mod tests {
         assert_eq!(decide("model.embed_tokens.weight", Role::Embedding), None);
         assert_eq!(decide("lm_head.weight", Role::Head), None);
         assert_eq!(recipe.describe(), "name ~ layers\\.0\\. → keep; → int8");
-        assert!(recipe.rules[1].matches("embeddings.word_embeddings.weight", Role::Embedding, Some(family::Kind::Encoder)));
+        assert!(recipe.rules[1].matches(
+            "embeddings.word_embeddings.weight",
+            Role::Embedding,
+            Some(family::Kind::Encoder)
+        ));
     }
 
     #[test]

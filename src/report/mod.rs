@@ -185,7 +185,9 @@ fn clients(plan: &Plan, recipe: &Recipe) -> Vec<String> {
                 add("vLLM");
             }
         }
-        Target::File(_) => add("transformers with compressed-tensors, beside a config.json with its quantization_config"),
+        Target::File(_) => {
+            add("transformers with compressed-tensors, beside a config.json with its quantization_config")
+        }
     }
     clients
 }

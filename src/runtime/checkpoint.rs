@@ -13,7 +13,9 @@ use crate::loader::{Checkpoint, Fetch, Scratch, View};
 /// A checkpoint that is no transformer.
 pub fn load(checkpoint: &Arc<Checkpoint>) -> Result<Model, Error> {
     match checkpoint.family().map(|family| &family.architecture) {
-        Some(Architecture::Transformer(shape)) => Ok(Model::new((**shape).clone(), Arc::new(Stored(checkpoint.clone())))),
+        Some(Architecture::Transformer(shape)) => {
+            Ok(Model::new((**shape).clone(), Arc::new(Stored(checkpoint.clone()))))
+        }
         _ => Err(Error::Family { expected: "a transformer" }),
     }
 }

@@ -4,8 +4,8 @@
 
 mod bad_input;
 mod compress;
-mod floors;
 mod fixtures;
+mod floors;
 mod gguf;
 mod minilm;
 mod seams;

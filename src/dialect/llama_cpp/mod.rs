@@ -62,9 +62,8 @@ pub fn config(gguf: &Metadata) -> Result<Value, String> {
     if arch != "llama" {
         return Err(format!("architecture `{arch}` cannot be read from GGUF yet; supported: llama"));
     }
-    let number = |key: &str| {
-        gguf.get_u64(&format!("{arch}.{key}")).ok_or_else(|| format!("the metadata lack `{arch}.{key}`"))
-    };
+    let number =
+        |key: &str| gguf.get_u64(&format!("{arch}.{key}")).ok_or_else(|| format!("the metadata lack `{arch}.{key}`"));
     let heads = number("attention.head_count")?;
     let hidden = number("embedding_length")?;
     let key = |key: &str| format!("{arch}.{key}");

@@ -36,8 +36,10 @@ pub fn tokenizer(
     adds_bos: bool,
     all: &mut Metadata,
 ) -> Result<(), Unsayable> {
-    let unsupported =
-        |problem: String| Unsayable { problem, next: "Only byte-level BPE tokenizers can be written as GGUF yet".to_owned() };
+    let unsupported = |problem: String| Unsayable {
+        problem,
+        next: "Only byte-level BPE tokenizers can be written as GGUF yet".to_owned(),
+    };
     let model = &json["model"];
     if model["type"] != "BPE" || model["byte_fallback"] == true {
         return Err(unsupported(format!("its tokenizer is of type {}", model["type"])));

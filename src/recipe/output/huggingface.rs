@@ -68,12 +68,17 @@ pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
     }
     let root = &checkpoint.files().folder;
     let modules = module_folders(root);
-    let planned: Vec<PathBuf> =
-        plan.files.iter().map(|file| file.name.clone().into()).chain(plan.written.iter().map(|(name, _)| name.clone())).collect();
+    let planned: Vec<PathBuf> = plan
+        .files
+        .iter()
+        .map(|file| file.name.clone().into())
+        .chain(plan.written.iter().map(|(name, _)| name.clone()))
+        .collect();
     let mut copied = Vec::new();
     let mut left_out = Vec::new();
     walk(root, Path::new(""), &mut |name, is_folder| {
-        let first = name.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
+        let first =
+            name.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
         if is_folder {
             return !first.starts_with('.') && !OTHER_FOLDERS.contains(&first.as_str());
         }
@@ -199,9 +204,9 @@ fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
         Some(Module { name, class, int8: matches!(step.encoding, Encoding::Int8Rows { .. }) })
     });
     let mut modules: Vec<Module> = modules.collect();
-    let tied = checkpoint.family().is_some_and(
-        |family| matches!(&family.architecture, Architecture::Transformer(t) if t.causal && t.tied),
-    );
+    let tied = checkpoint
+        .family()
+        .is_some_and(|family| matches!(&family.architecture, Architecture::Transformer(t) if t.causal && t.tied));
     // A tied head is a module of its own with no tensor in the file.
     if tied && checkpoint.find("lm_head.weight").is_none() {
         modules.push(Module { name: "lm_head".to_owned(), class: Class::Linear, int8: false });

@@ -51,7 +51,11 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
             continue;
         };
         if place.stacked {
-            return Err(refuse(checkpoint, "its experts must be stacked", "Mixtures of experts cannot be written as GGUF yet"));
+            return Err(refuse(
+                checkpoint,
+                "its experts must be stacked",
+                "Mixtures of experts cannot be written as GGUF yet",
+            ));
         }
         let mut shape = weight.shape.clone();
         if expected.transposed {

@@ -31,7 +31,7 @@ fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³: adding it rounds to a whole number, which is then in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     /// ln 2 in two parts, of which products of the first with small whole numbers are exact.
-    const LN2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    const LN2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
 
     let x = x.clamp(-87.3, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + SHIFT;

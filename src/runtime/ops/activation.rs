@@ -26,7 +26,7 @@ fn piece(f: Activation, x: &mut [f32]) {
         Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
         Activation::Gelu => each(x, |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
         // ½ (1 + tanh u) = sigmoid(2u), with u = √(2/π) · (x + 0.044715 x³) (Hendrycks and Gimpel, 2016).
-        Activation::GeluTanh => each(x, |x| x * sigmoid(1.595_769_1 * (x + 0.044_715 * x * x * x))),
+        Activation::GeluTanh => each(x, |x| x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x))),
         Activation::Silu => each(x, |x| x * sigmoid(x)),
         Activation::Sigmoid => each(x, sigmoid),
         Activation::Tanh => each(x, f32::tanh),

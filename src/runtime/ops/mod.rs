@@ -7,19 +7,22 @@ pub mod norm;
 pub mod rope;
 pub mod softmax;
 
-/// Σ f(x), in sixteen partial sums: faster than one, and more exact.
+/// Σ f(x), in 4 · 8 partial sums: faster than one, and more exact. PyTorch adds in this order on AVX2, which matters where a
+/// last bit decides: activations that are quantized next.
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (whole, rest) = x.as_chunks::<16>();
+    let mut lanes = [[0.0f32; 8]; 4];
+    let (whole, rest) = x.as_chunks::<32>();
     for chunk in whole {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(*x);
+        for (lanes, x) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += f(*x));
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += f(*x);
+    let [mut lanes, others @ ..] = lanes;
+    for other in others {
+        lanes.iter_mut().zip(other).for_each(|(lane, other)| *lane += other);
     }
-    lanes.iter().sum()
+    let rest: f32 = rest.iter().map(|x| f(*x)).sum();
+    lanes.iter().fold(rest, |sum, lane| sum + lane)
 }
 
 /// eˣ, within two units in the last place for −87.3 ≤ x ≤ 88; x beyond is taken for the bound, where the result is no more
@@ -28,7 +31,7 @@ fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³: adding it rounds to a whole number, which is then in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     /// ln 2 in two parts, of which products of the first with small whole numbers are exact.
-    const LN2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    const LN2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
 
     let x = x.clamp(-87.3, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + SHIFT;
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn sums_take_every_element_once() {
-        for len in [0, 1, 15, 16, 17, 40] {
+        for len in [0, 1, 31, 32, 33, 100] {
             let x: Vec<f32> = (1..=len).map(|i| i as f32).collect();
             assert_eq!(sum(&x, |x| x), (len * (len + 1) / 2) as f32);
         }

@@ -200,7 +200,10 @@ impl Data {
         let stamp = Stamp::from(&meta).map_err(Error::io(path, "open"))?;
         let bytes = match access {
             Access::Mapped => Bytes::Mapped(Map::new(&file).map_err(Error::io(path, "map"))?),
-            Access::Read => Bytes::File(file.into()),
+            #[cfg(unix)]
+            Access::Read => Bytes::File(file),
+            #[cfg(not(unix))]
+            Access::Read => Bytes::File(std::sync::Mutex::new(file)),
         };
         Ok(Self { path: path.to_owned(), bytes, stamp })
     }

@@ -94,7 +94,8 @@ impl Checkpoint {
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
-            match llama_cpp::config(&gguf) {
+            let tied = !self.weights.iter().any(|weight| weight.name == "output.weight");
+            match llama_cpp::config(&gguf, tied) {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
                 Err(why) => self.no_family = Some(why),
             }

@@ -48,11 +48,12 @@ pub fn rope_factors(transformer: &Transformer) -> Option<Vec<f32>> {
     Some(factors.collect())
 }
 
-/// The Hugging Face config of a GGUF file: the original one where the file carries it, else rebuilt from its keys.
+/// The Hugging Face config of a GGUF file: the original one where the file carries it, else rebuilt from its keys. `tied`:
+/// whether the file lacks an output projection, which then is the token embedding.
 ///
 /// # Errors
 /// In words, why there is none.
-pub fn config(gguf: &Metadata) -> Result<Value, String> {
+pub fn config(gguf: &Metadata, tied: bool) -> Result<Value, String> {
     if let Some(text) = gguf.get_str(CONFIG_KEY)
         && let Ok(config) = serde_json::from_str(text)
     {
@@ -85,6 +86,7 @@ pub fn config(gguf: &Metadata) -> Result<Value, String> {
         "rope_theta": gguf.get_f32(&key("rope.freq_base")).unwrap_or(10_000.0),
         "vocab_size": gguf.get_u64(&key("vocab_size")).or(tokens).ok_or("the metadata name no vocabulary size")?,
         "hidden_act": "silu",
+        "tie_word_embeddings": tied,
     }))
 }
 

@@ -1,5 +1,7 @@
 //! How numbers are stored. An encoding packs and unpacks; it never rounds and never searches: a quantizer decides.
 
+pub mod ggml;
+
 /// The rows of a logical matrix, whatever their encoding, order or place: what the runtime and the check read.
 pub trait Rows: Send + Sync {
     /// Number of rows: output features of a linear weight, entries of an embedding.

@@ -6,4 +6,5 @@
 pub mod encoding;
 pub mod family;
 pub mod job;
+pub mod quantizer;
 pub mod threads;

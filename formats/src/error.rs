@@ -54,6 +54,16 @@ pub enum Error {
         /// The output.
         file: PathBuf,
     },
+    /// The output is there, was to be replaced, and is something that should not be.
+    #[error("{}: --force replaces an earlier output, and this is {found}; expected {expected}. Choose another output with -o", file.display())]
+    NotReplaceable {
+        /// The output.
+        file: PathBuf,
+        /// What it is.
+        found: String,
+        /// What may be replaced.
+        expected: String,
+    },
     /// The folder in which the output would lie is missing.
     #[error("{}: the folder {} does not exist. Create it first", file.display(), folder.display())]
     FolderMissing {
@@ -115,7 +125,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Malformed { .. } => Kind::Input,
-            Self::OutputExists { .. } => Kind::Usage,
+            Self::OutputExists { .. } | Self::NotReplaceable { .. } => Kind::Usage,
             Self::FolderMissing { .. } | Self::Io { .. } | Self::Changed { .. } | Self::DiskFull { .. } => Kind::Io,
         }
     }

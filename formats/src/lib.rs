@@ -11,13 +11,19 @@ mod layout;
 mod limits;
 #[allow(unsafe_code)]
 mod map;
+pub mod safetensors;
+mod sink;
 mod source;
 mod tensor;
+
+use std::path::Path;
+use std::sync::Arc;
 
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use layout::{Checksum, Layout};
 pub use limits::Limits;
+pub use sink::{FilePlan, Shape, Sink};
 pub use source::{Access, Format, Source, TensorBytes};
 pub use tensor::TensorMeta;
 
@@ -29,4 +35,29 @@ pub enum Payload {
     None,
     /// GGUF's typed key-value pairs.
     Gguf(gguf::Metadata),
+}
+
+/// Opens a weight file of any known format, recognised by its content.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if its content breaks its format's rules.
+pub fn open(path: &Path, access: Access, limits: &Limits) -> Result<Arc<Source>> {
+    let data = source::Data::open(path, access)?;
+    let mut magic = [0u8; 4];
+    let known = data.len().min(4) as usize;
+    data.read_at(0, &mut magic[..known]).map_err(Error::io(path, "read"))?;
+    let (format, contents) = match &magic {
+        b"GGUF" => (Format::Gguf, gguf::read(path, &data, limits)?),
+        b"PK\x03\x04" => {
+            return Err(Error::malformed(
+                path,
+                None,
+                "a zip file (PyTorch or npz)",
+                "a safetensors or GGUF file",
+                "Save the weights as safetensors first",
+            ));
+        }
+        _ => (Format::Safetensors, safetensors::read(path, &data, limits)?),
+    };
+    Ok(Arc::new(Source::new(path, format, contents, data)))
 }

@@ -1,36 +1,13 @@
 //! How numbers are stored. An encoding packs and unpacks; it never rounds and never searches: a quantizer decides.
+//!
+//! An [`Encoding`] says which physical tensors a logical weight is made of and which bytes of each belong to a *band* of
+//! it: a run of lines along the encoding's band axis. Everything that streams through a weight, in either direction, goes
+//! by bands, so no weight need ever be whole in memory.
 
 pub mod ggml;
+mod layout;
+pub mod plain;
+mod rows;
 
-/// The rows of a logical matrix, whatever their encoding, order or place: what the runtime and the check read.
-pub trait Rows: Send + Sync {
-    /// Number of rows: output features of a linear weight, entries of an embedding.
-    fn rows(&self) -> usize;
-
-    /// Number of columns: input features.
-    fn cols(&self) -> usize;
-
-    /// Unpacks rows `first .. first + out.len() / cols` to f32, row after row. `out` is a whole number of rows.
-    fn read(&self, first: usize, out: &mut [f32]);
-
-    /// The whole matrix as it lies in memory, if it is f32, in order and aligned; spares a copy.
-    fn as_f32(&self) -> Option<&[f32]> {
-        None
-    }
-
-    /// The codes (row-major) and one scale for each row, if that is the encoding: value = code · scale.
-    fn as_int8(&self) -> Option<Int8Rows<'_>> {
-        None
-    }
-}
-
-/// Symmetric int8 with one scale for each row.
-#[derive(Debug, Clone, Copy)]
-pub struct Int8Rows<'a> {
-    /// `[rows, cols]`, row-major.
-    pub codes: &'a [i8],
-    /// `[rows]`.
-    pub scales: &'a [f32],
-    /// Whether the file's scheme quantizes activations too (W8A8), so that the product is one of integers.
-    pub int8_activations: bool,
-}
+pub use layout::{Axis, Encoding, Lines, PartLayout, Unfit};
+pub use rows::{Int8Rows, Rows};

@@ -4,7 +4,19 @@
 //! A family is one small file: a table of its weights and a function that reads its `config.json` into an
 //! [`Architecture`]. Adding one makes it load, compress, convert and run.
 
+pub mod bert;
+pub mod chain;
+pub mod config;
+pub mod decoder;
+mod error;
+pub mod llama;
+mod registry;
+pub mod table;
+
 use std::fmt;
+
+pub use error::Error;
+pub use registry::{Definition, FAMILIES, Family, Kind, find};
 
 /// What a weight is for. Treatments are chosen by role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -173,8 +185,8 @@ pub struct Transformer {
     pub placement: Placement,
     /// How positions enter.
     pub position: Position,
-    /// Whether a token type embedding (row 0 for single texts) is added.
-    pub token_types: bool,
+    /// Rows of the token type embedding, of which row 0 (single texts) is added; 0 if there is none.
+    pub token_types: usize,
     /// Whether the embedding is normalised.
     pub embedding_norm: bool,
     /// The embedding's factor: 1, or √hidden in gemma.

@@ -16,7 +16,7 @@ pub mod ternary;
 mod tests;
 
 use half::f16;
-use modelpress_formats::Dtype;
+use formats::Dtype;
 
 /// Unpacks whole blocks: `bytes` are the blocks and `out` their elements, in the order of the row. The values are those
 /// of ggml's `dequantize_row_…`, bit for bit.

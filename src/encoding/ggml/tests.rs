@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use half::f16;
-use modelpress_formats::Dtype;
+use formats::Dtype;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 

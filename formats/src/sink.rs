@@ -1,0 +1,325 @@
+//! Writing: staged beside the target, sealed when all bytes are there, published under the final name by renaming.
+//!
+//! A file that was not published never has its name, and its staging is removed when the [`Sink`] is dropped.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Layout, Result};
+
+/// What is written: one file, or a folder of files that appears as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// The target is a file.
+    File,
+    /// The target is a folder.
+    Folder,
+}
+
+/// One weight file of the output.
+#[derive(Debug, Clone)]
+pub struct FilePlan {
+    /// Its name within the folder; ignored where the target is the file.
+    pub name: String,
+    /// Where its bytes go.
+    pub layout: Layout,
+}
+
+/// An output being written.
+#[derive(Debug)]
+pub struct Sink {
+    target: PathBuf,
+    staging: PathBuf,
+    shape: Shape,
+    force: bool,
+    files: Vec<(PathBuf, File, Layout)>,
+    published: bool,
+}
+
+impl Sink {
+    /// Stages an output of `plans`, with room for `extra` more bytes of small files. Fixed bytes are written at once; the
+    /// rest is zero until it is written.
+    ///
+    /// # Errors
+    /// Before anything is created: the target exists and `force` is false, its folder is missing, or the disk has too little
+    /// room.
+    pub fn create(target: &Path, shape: Shape, plans: Vec<FilePlan>, extra: u64, force: bool) -> Result<Self> {
+        let (parent, name) = split(target)?;
+        check_target(target, shape, force)?;
+        let needed = plans.iter().map(|plan| plan.layout.bytes).sum::<u64>() + extra;
+        check_room(target, &parent, needed)?;
+        let staging = parent.join(format!(".{name}.partial-{}", std::process::id()));
+        remove(&staging).map_err(Error::io(&staging, "remove an old partial output"))?;
+        let mut sink =
+            Self { target: target.to_owned(), staging, shape, force, files: Vec::new(), published: false };
+        if shape == Shape::Folder {
+            fs::create_dir(&sink.staging).map_err(Error::io(&sink.staging, "create the folder"))?;
+        }
+        for plan in plans {
+            let path = match shape {
+                Shape::File => sink.staging.clone(),
+                Shape::Folder => sink.staging.join(&plan.name),
+            };
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(Error::io(&path, "create"))?;
+            file.set_len(plan.layout.bytes).map_err(Error::io(&path, "write"))?;
+            for (offset, bytes) in &plan.layout.fixed {
+                write_all_at(&file, bytes, *offset).map_err(Error::io(&path, "write"))?;
+            }
+            sink.files.push((path, file, plan.layout));
+        }
+        Ok(sink)
+    }
+
+    /// Where the output is staged: a file, or a folder.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Writes `bytes` into the span of `tensor` of weight file `file`, from `offset` within the span. May be called from
+    /// several threads; each byte must be written by one of them only.
+    pub fn write_at(&self, file: usize, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (path, handle, layout) = &self.files[file];
+        let span = &layout.spans[tensor];
+        assert!(
+            offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= span.end - span.start),
+            "a write past the end of a tensor's span"
+        );
+        write_all_at(handle, bytes, span.start + offset).map_err(Error::io(path, "write"))
+    }
+
+    /// Adds a small file to a folder, creating folders on its way.
+    pub fn put(&self, name: &Path, bytes: &[u8]) -> Result<()> {
+        let path = self.small_file(name)?;
+        fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path, "write"))
+    }
+
+    /// Adds a copy of a file to a folder. The copy's content is that of the file a symbolic link points to.
+    pub fn copy(&self, name: &Path, from: &Path) -> Result<()> {
+        let mut input = File::open(from).map_err(Error::io(from, "open"))?;
+        let path = self.small_file(name)?;
+        // Not `fs::copy`, which would copy a read-only permission too.
+        let mut output = File::create(&path).map_err(Error::io(&path, "create"))?;
+        io::copy(&mut input, &mut output).map_err(Error::io(&path, "write"))?;
+        output.sync_all().map_err(Error::io(&path, "write"))
+    }
+
+    fn small_file(&self, name: &Path) -> Result<PathBuf> {
+        assert!(self.shape == Shape::Folder, "only a folder takes more files");
+        assert!(
+            name.components().all(|part| matches!(part, std::path::Component::Normal(_))),
+            "a name within the folder"
+        );
+        let path = self.staging.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
+        }
+        Ok(path)
+    }
+
+    /// Writes what depends on the data, and forces everything to the disk. After this the staged output is whole and can be
+    /// opened for checking.
+    pub fn seal(&mut self) -> Result<()> {
+        for (path, file, layout) in &self.files {
+            for checksum in &layout.checksums {
+                let sum = crc32(file, checksum.of.clone()).map_err(Error::io(path, "read back"))?;
+                for &at in &checksum.at {
+                    write_all_at(file, &sum.to_le_bytes(), at).map_err(Error::io(path, "write"))?;
+                }
+            }
+            file.sync_all().map_err(Error::io(path, "write"))?;
+        }
+        if self.shape == Shape::Folder {
+            sync_folder(&self.staging)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the output its name. An existing output is replaced in one step if that was asked for, else it is kept and this
+    /// is an error, also if it appeared meanwhile.
+    pub fn publish(mut self) -> Result<()> {
+        let renamed = if self.force && exists(&self.target) {
+            replace(&self.staging, &self.target, self.shape)
+        } else {
+            rename_new(&self.staging, &self.target)
+        };
+        renamed.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Error::OutputExists { file: self.target.clone() },
+            _ => Error::io(&self.target, "give the output its name")(e),
+        })?;
+        self.published = true;
+        let (parent, _) = split(&self.target)?;
+        sync_folder(&parent)
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing can be done about a failure here, and the error that led here matters more.
+            let _ = remove(&self.staging);
+        }
+    }
+}
+
+/// The folder and the name of a target.
+fn split(target: &Path) -> Result<(PathBuf, String)> {
+    let name = target.file_name().ok_or_else(|| {
+        Error::malformed(target, None, "an output without a name", "a path that ends in a name", "Choose one with -o")
+    })?;
+    let parent = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    Ok((parent, name.to_string_lossy().into_owned()))
+}
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn check_target(target: &Path, shape: Shape, force: bool) -> Result<()> {
+    let (parent, _) = split(target)?;
+    if !parent.is_dir() {
+        return Err(Error::FolderMissing { file: target.to_owned(), folder: parent });
+    }
+    if !exists(target) {
+        return Ok(());
+    }
+    if !force {
+        return Err(Error::OutputExists { file: target.to_owned() });
+    }
+    let refuse = |found: &str, expected: &str| {
+        Err(Error::NotReplaceable { file: target.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
+    };
+    match (shape, target.is_dir()) {
+        (Shape::File, true) => refuse("a folder", "a file, since the output is a file"),
+        (Shape::Folder, false) => refuse("a file", "a folder, since the output is a folder"),
+        (Shape::Folder, true) if !looks_like_a_model(target) => {
+            refuse("a folder that holds something else", "a model folder (config.json or weights in it) or an empty one")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `--force` deletes what it replaces, so it must not be pointed at a home folder by mistake.
+fn looks_like_a_model(folder: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(folder) else { return false };
+    let weights = |path: &Path| path.extension().is_some_and(|ext| ext == "safetensors" || ext == "gguf");
+    folder.join("config.json").exists()
+        || entries.next().is_none()
+        || fs::read_dir(folder).is_ok_and(|mut all| all.any(|entry| entry.is_ok_and(|entry| weights(&entry.path()))))
+}
+
+fn check_room(target: &Path, parent: &Path, needed: u64) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(parent).map_err(|e| Error::io(parent, "ask for free space")(e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < needed {
+            return Err(Error::DiskFull { file: target.to_owned(), needed, free });
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (target, parent, needed);
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let gone = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match gone {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Renames without replacing, where the system can; else after a look.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {}
+            other => return Ok(other?),
+        }
+    }
+    if exists(to) {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
+}
+
+/// Puts `from` in the place of `to`. A folder cannot be renamed over another, so the two are exchanged and the old one,
+/// which then has the staging's name, is removed.
+fn replace(from: &Path, to: &Path, shape: Shape) -> io::Result<()> {
+    if shape == Shape::File {
+        return fs::rename(from, to);
+    }
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {}
+            Err(e) => return Err(e.into()),
+            Ok(()) => return remove(from),
+        }
+    }
+    let mut aside = from.as_os_str().to_owned();
+    aside.push(".old");
+    let aside = PathBuf::from(aside);
+    fs::rename(to, &aside)?;
+    if let Err(e) = fs::rename(from, to) {
+        fs::rename(&aside, to)?;
+        return Err(e);
+    }
+    remove(&aside)
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(folder).and_then(|handle| handle.sync_all()).map_err(Error::io(folder, "write"))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(not(unix))]
+fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        bytes = &bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+fn crc32(file: &File, range: std::ops::Range<u64>) -> io::Result<u32> {
+    use io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(range.start))?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = range.end - range.start;
+    while left > 0 {
+        let n = left.min(buffer.len() as u64) as usize;
+        file.read_exact(&mut buffer[..n])?;
+        hasher.update(&buffer[..n]);
+        left -= n as u64;
+    }
+    Ok(hasher.finalize())
+}

@@ -1,0 +1,253 @@
+//! Which physical tensors a logical weight is made of, and which bytes of each belong to a band.
+
+use std::ops::Range;
+
+use formats::Dtype;
+
+/// How the numbers of a weight are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// One tensor of plain numbers or of ggml blocks along the rows.
+    Plain(Dtype),
+    /// compressed-tensors' `int-quantized`: int8 codes and one scale for each row; value = code · scale.
+    Int8Rows {
+        /// Dtype of the scales: that of the original weight.
+        scale: Dtype,
+    },
+    /// FP8 codes with one scale for each tile of rows × columns; value = code · scale.
+    Fp8Tiles {
+        /// Rows and columns of a tile: 128 × 128 in DeepSeek's checkpoints.
+        tile: (u64, u64),
+        /// Dtype of the scales.
+        scale: Dtype,
+    },
+    /// AWQ's GEMM form: int4, stored by input feature, eight outputs in a word; scales and zero points by groups of inputs.
+    Awq {
+        /// Input features that share a scale.
+        group: u64,
+    },
+}
+
+/// The axis of the logical `[out, in]` matrix along which bands are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Output features: rows.
+    Out,
+    /// Input features: columns.
+    In,
+}
+
+/// Lines of the band axis.
+pub type Lines = Range<u64>;
+
+/// One physical tensor of a logical weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartLayout {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Lines of the band axis that one unit of bytes covers.
+    lines_per_unit: u64,
+    /// Bytes of one unit.
+    unit_bytes: u64,
+}
+
+impl PartLayout {
+    /// The bytes of this tensor that belong to a band. The band begins at a multiple of [`Encoding::line_multiple`].
+    pub fn bytes_of(&self, band: &Lines) -> Range<u64> {
+        let unit = |line: u64| line.div_ceil(self.lines_per_unit) * self.unit_bytes;
+        unit(band.start)..unit(band.end)
+    }
+}
+
+/// Why an encoding cannot hold a weight.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{encoding} needs {needs}, and the weight is {rows} × {cols}")]
+pub struct Unfit {
+    /// The encoding.
+    pub encoding: String,
+    /// What it needs.
+    pub needs: String,
+    /// Rows of the weight.
+    pub rows: u64,
+    /// Columns of the weight.
+    pub cols: u64,
+}
+
+impl Encoding {
+    /// The name in messages and reports.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Plain(dtype) => dtype.name().to_owned(),
+            Self::Int8Rows { .. } => "int8 per row".to_owned(),
+            Self::Fp8Tiles { tile, .. } => format!("fp8 per {}×{}", tile.0, tile.1),
+            Self::Awq { group } => format!("AWQ int4, groups of {group}"),
+        }
+    }
+
+    /// Whether the numbers are stored as they were, without codes and scales.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(dtype) if !dtype.is_block())
+    }
+
+    /// The axis along which bands are cut.
+    pub fn band_axis(&self) -> Axis {
+        match self {
+            Self::Plain(_) | Self::Int8Rows { .. } | Self::Fp8Tiles { .. } => Axis::Out,
+            Self::Awq { .. } => Axis::In,
+        }
+    }
+
+    /// Bands begin at multiples of this many lines, so that no two of them share a byte.
+    pub fn line_multiple(&self) -> u64 {
+        match self {
+            Self::Plain(_) | Self::Int8Rows { .. } => 1,
+            Self::Fp8Tiles { tile, .. } => tile.0,
+            Self::Awq { group } => *group,
+        }
+    }
+
+    /// The physical tensors of the weight `name` of `shape`, which is a matrix of `rows` × `cols`: its numbers first.
+    ///
+    /// # Errors
+    /// [`Unfit`] if the encoding cannot hold that many columns, or the sizes overflow.
+    pub fn parts(&self, name: &str, shape: &[u64], rows: u64, cols: u64) -> Result<Vec<PartLayout>, Unfit> {
+        let unfit = |needs: &str| Unfit { encoding: self.name(), needs: needs.to_owned(), rows, cols };
+        let too_large = || unfit("a size that can be counted in 64 bits");
+        let part = |name: String, dtype: Dtype, shape: Vec<u64>, lines_per_unit: u64, unit: u64| {
+            let unit_bytes = dtype.bytes_of(unit)?;
+            shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).and_then(|n| dtype.bytes_of(n))?;
+            Some(PartLayout { name, dtype, shape, lines_per_unit, unit_bytes })
+        };
+        let parts: Option<Vec<PartLayout>> = match *self {
+            Self::Plain(dtype) => {
+                let block = dtype.block_elements();
+                if !cols.is_multiple_of(block) {
+                    return Err(unfit(&format!("rows that are a multiple of {block} long")));
+                }
+                vec![part(name.to_owned(), dtype, shape.to_vec(), 1, cols)].into_iter().collect()
+            }
+            Self::Int8Rows { scale } => {
+                // The dimensions that make up the rows, and 1 for each that a row covers.
+                let mut covered = 1;
+                let scale_shape = shape
+                    .iter()
+                    .map(|&d| {
+                        if covered == rows {
+                            return 1;
+                        }
+                        covered *= d;
+                        d
+                    })
+                    .collect();
+                vec![
+                    part(name.to_owned(), Dtype::I8, shape.to_vec(), 1, cols),
+                    part(format!("{name}_scale"), scale, scale_shape, 1, 1),
+                ]
+                .into_iter()
+                .collect()
+            }
+            Self::Fp8Tiles { tile, scale } => vec![
+                part(name.to_owned(), Dtype::F8E4M3, shape.to_vec(), 1, cols),
+                part(
+                    format!("{name}_scale_inv"),
+                    scale,
+                    vec![rows.div_ceil(tile.0), cols.div_ceil(tile.1)],
+                    tile.0,
+                    cols.div_ceil(tile.1),
+                ),
+            ]
+            .into_iter()
+            .collect(),
+            Self::Awq { group } => {
+                if !rows.is_multiple_of(8) || !cols.is_multiple_of(group) {
+                    return Err(unfit(&format!("a multiple of 8 outputs and of {group} inputs")));
+                }
+                let module = name.strip_suffix(".weight").unwrap_or(name);
+                let (words, groups) = (rows / 8, cols / group);
+                vec![
+                    part(format!("{module}.qweight"), Dtype::I32, vec![cols, words], 1, words),
+                    part(format!("{module}.qzeros"), Dtype::I32, vec![groups, words], group, words),
+                    part(format!("{module}.scales"), Dtype::F16, vec![groups, rows], group, rows),
+                ]
+                .into_iter()
+                .collect()
+            }
+        };
+        parts.ok_or_else(too_large)
+    }
+
+    /// Lines of the band axis of a matrix.
+    pub fn lines(&self, rows: u64, cols: u64) -> u64 {
+        match self.band_axis() {
+            Axis::Out => rows,
+            Axis::In => cols,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(encoding: Encoding, shape: &[u64], rows: u64, cols: u64) -> Vec<PartLayout> {
+        encoding.parts("m.weight", shape, rows, cols).unwrap()
+    }
+
+    #[test]
+    fn int8_has_a_scale_for_each_row_of_any_shape() {
+        let scale = Encoding::Int8Rows { scale: Dtype::BF16 };
+        let shapes = [
+            (vec![6, 4], 6, 4, vec![6, 1]),
+            (vec![3, 2, 4], 6, 4, vec![3, 2, 1]),
+            (vec![6, 4, 3, 3], 6, 36, vec![6, 1, 1, 1]),
+            (vec![1, 4], 1, 4, vec![1, 1]),
+            (vec![1, 1], 1, 1, vec![1, 1]),
+            (vec![6, 1], 6, 1, vec![6, 1]),
+            (vec![1, 6, 4], 6, 4, vec![1, 6, 1]),
+        ];
+        for (shape, rows, cols, expected) in shapes {
+            let parts = parts(scale, &shape, rows, cols);
+            assert_eq!(parts[0].shape, shape);
+            assert_eq!(parts[1].shape, expected, "{shape:?}");
+            assert_eq!(parts[1].name, "m.weight_scale");
+            assert_eq!(parts[1].bytes_of(&(2..5)), 4..10);
+        }
+    }
+
+    #[test]
+    fn fp8_tiles_of_128_share_a_scale_row_and_bands_respect_it() {
+        let encoding = Encoding::Fp8Tiles { tile: (128, 128), scale: Dtype::F32 };
+        let parts = parts(encoding, &[300, 500], 300, 500);
+        assert_eq!(parts[1].shape, [3, 4]);
+        assert_eq!(encoding.line_multiple(), 128);
+        assert_eq!(parts[0].bytes_of(&(128..300)), 64_000..150_000);
+        assert_eq!(parts[1].bytes_of(&(0..128)), 0..16);
+        assert_eq!(parts[1].bytes_of(&(128..300)), 16..48);
+    }
+
+    #[test]
+    fn awq_is_banded_along_its_inputs() {
+        let encoding = Encoding::Awq { group: 128 };
+        let parts = parts(encoding, &[64, 512], 64, 512);
+        assert_eq!((encoding.band_axis(), encoding.lines(64, 512), encoding.line_multiple()), (Axis::In, 512, 128));
+        assert_eq!(parts.iter().map(|p| p.shape.clone()).collect::<Vec<_>>(), [vec![512, 8], vec![4, 8], vec![4, 64]]);
+        assert_eq!(parts[0].name, "m.qweight");
+        let band = 128..384;
+        assert_eq!(parts[0].bytes_of(&band), 128 * 32..384 * 32);
+        assert_eq!(parts[1].bytes_of(&band), 32..96);
+        assert_eq!(parts[2].bytes_of(&band), 128..384);
+        assert!(encoding.parts("m.weight", &[64, 500], 64, 500).is_err());
+    }
+
+    #[test]
+    fn blocks_need_whole_rows() {
+        let encoding = Encoding::Plain(Dtype::Q8_0);
+        assert_eq!(parts(encoding, &[2, 64], 2, 64)[0].bytes_of(&(1..2)), 68..136);
+        let unfit = encoding.parts("m.weight", &[2, 48], 2, 48).unwrap_err();
+        assert!(unfit.to_string().contains("multiple of 32"), "{unfit}");
+    }
+}

@@ -1,0 +1,84 @@
+//! What goes wrong when a model is opened.
+
+use std::path::PathBuf;
+
+use formats::Kind;
+
+/// What goes wrong when a model is opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A weight file cannot be read.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    /// A folder without weights that this program reads.
+    #[error("{}: found no model.safetensors, no model.safetensors.index.json and no single .safetensors or .gguf file. Give the folder or the file that holds the weights", folder.display())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Shards that the index lists are not there.
+    #[error("{}: lists {} that the folder lacks: {}. Download the missing files", index.display(), count(missing.len(), "shard"), missing.join(", "))]
+    MissingShards {
+        /// The index.
+        index: PathBuf,
+        /// All shards that are missing.
+        missing: Vec<String>,
+    },
+    /// Tensors that the index promises are in no shard, or not in the one named.
+    #[error("{}: lists {} that are not in their shards: {}. The shards and the index are of different models; download both again", index.display(), count(missing.len(), "tensor"), missing.join(", "))]
+    MissingTensors {
+        /// The index.
+        index: PathBuf,
+        /// Each tensor with its shard.
+        missing: Vec<String>,
+    },
+    /// Two shards hold a tensor of the same name.
+    #[error("{}: tensor `{tensor}` is also in {}; expected each name once. Remove the shard that does not belong here", second.display(), first.display())]
+    DuplicateTensor {
+        /// The tensor.
+        tensor: String,
+        /// The shard that was read first.
+        first: PathBuf,
+        /// The shard that repeats it.
+        second: PathBuf,
+    },
+    /// A JSON file beside the weights does not parse or does not say what it must.
+    #[error("{}: found {found}, expected {expected}. {next}", file.display())]
+    Companion {
+        /// The file.
+        file: PathBuf,
+        /// What it holds.
+        found: String,
+        /// What it should hold.
+        expected: String,
+        /// What to do about it.
+        next: String,
+    },
+    /// The config describes other tensors than the weight files hold.
+    #[error("{}: the config of a {family} does not fit the tensors: {}. Use the config.json that came with these weights", config.display(), problems.join("; "))]
+    ConfigMismatch {
+        /// The config.
+        config: PathBuf,
+        /// The family.
+        family: String,
+        /// Everything that does not fit.
+        problems: Vec<String>,
+    },
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Format(e) => e.kind(),
+            _ => Kind::Input,
+        }
+    }
+}
+
+/// The result of opening a model.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

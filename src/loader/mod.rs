@@ -1,0 +1,336 @@
+//! A file, a folder or a sharded index, in any format, becomes a [`Checkpoint`]: logical weights by name and role, with the
+//! config and the tokenizer beside them.
+
+mod companions;
+mod error;
+mod files;
+mod tokenizer;
+mod view;
+mod weights;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use formats::{Access, Format, Source};
+use serde_json::Value;
+
+use crate::dialect::llama_cpp;
+use crate::family::{self, Family, Part, Role, RowOrder, Slot};
+
+pub(crate) use companions::read_json;
+pub use companions::{Companions, Pooling};
+pub use error::{Error, Result};
+pub use files::{INDEX, Index, SINGLE, WeightFiles};
+pub use tokenizer::Tokenizer;
+pub use view::{Fetch, Piece, Scratch, View};
+pub use weights::{TensorRef, Weight, matrix};
+
+/// How a model is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Mapped, or read by offset.
+    pub access: Access,
+    /// Bounds on what a header may ask for.
+    pub limits: formats::Limits,
+    /// The config, tokenizer and pooling of the model that this one was made from. For a single file they come first, since
+    /// what lies beside it may belong to another model; for a folder they fill in what it lacks.
+    pub companions: Option<Companions>,
+}
+
+/// An opened model.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: WeightFiles,
+    sources: Vec<Arc<Source>>,
+    weights: Vec<Weight>,
+    by_name: HashMap<String, usize>,
+    companions: Companions,
+    family: Option<Family>,
+    no_family: Option<String>,
+    slots: HashMap<(Slot, usize, Option<usize>, Part), Vec<Piece>>,
+    foreign: Option<&'static str>,
+}
+
+impl Checkpoint {
+    /// Opens a model and checks its headers, its index and its config against each other.
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let files = WeightFiles::find(path)?;
+        let sources = files
+            .names
+            .iter()
+            .map(|name| Ok(formats::open(&files.folder.join(name), options.access, &options.limits)?))
+            .collect::<Result<Vec<_>>>()?;
+        check_names(&sources)?;
+        if let Some(index) = &files.index {
+            check_index(index, &files.names, &sources)?;
+        }
+        let own = Companions::read(&files.folder);
+        let companions = match (&options.companions, files.whole_folder) {
+            (None, _) => own?,
+            (Some(given), true) => own?.or(given),
+            (Some(given), false) => given.clone().or(&own.unwrap_or_default()),
+        };
+        let mut checkpoint = Self {
+            path: path.to_owned(),
+            files,
+            sources,
+            weights: Vec::new(),
+            by_name: HashMap::new(),
+            companions,
+            family: None,
+            no_family: None,
+            slots: HashMap::new(),
+            foreign: None,
+        };
+        checkpoint.understand()?;
+        Ok(checkpoint)
+    }
+
+    /// From tensors to weights, roles and slots.
+    fn understand(&mut self) -> Result<()> {
+        let gathered = weights::gather(&self.sources);
+        self.weights = gathered.weights;
+        self.foreign = gathered.foreign;
+        if let Some(gguf) = self.gguf() {
+            match llama_cpp::config(&gguf) {
+                Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
+                Err(why) => self.no_family = Some(why),
+            }
+        }
+        self.find_family()?;
+        if let (Some(_), Some(family)) = (self.gguf(), &self.family) {
+            llama_cpp::rename(&mut self.weights, family);
+        }
+        self.by_name = self.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i)).collect();
+        self.assign_slots()
+    }
+
+    fn find_family(&mut self) -> Result<()> {
+        let config = self.companions.config.as_ref();
+        if let Some((path, config)) = config.filter(|(_, config)| is_of_transformers(config)) {
+            match family::find(config) {
+                Ok(family) => self.family = Some(family),
+                Err(e @ (family::Error::Family { .. } | family::Error::Unsupported { .. })) => {
+                    self.no_family = Some(e.to_string());
+                }
+                Err(e) => {
+                    return Err(Error::Companion {
+                        file: path.clone(),
+                        found: e.to_string(),
+                        expected: "the config that transformers wrote for these weights".into(),
+                        next: "Use the config.json that came with the model".into(),
+                    });
+                }
+            }
+            return Ok(());
+        }
+        let shapes: Vec<(&str, Vec<usize>)> = self
+            .weights
+            .iter()
+            .map(|weight| (weight.name.as_str(), weight.shape.iter().map(|&d| d as usize).collect()))
+            .collect();
+        let shapes: Vec<(&str, &[usize])> = shapes.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
+        match family::chain::from_tensors(&shapes, config.map(|(_, config)| config)) {
+            Ok(Some(family)) => self.family = Some(family),
+            Ok(None) => {
+                self.no_family.get_or_insert_with(|| "there is no config.json that names the model's family".into());
+            }
+            Err(e) => self.no_family = Some(e.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Finds the family's tensors, and gives each weight its role and each slot its pieces.
+    fn assign_slots(&mut self) -> Result<()> {
+        let Some(family) = &self.family else { return Ok(()) };
+        let mut problems = Vec::new();
+        for expected in family.tensors() {
+            let Some(&at) = expected.names.iter().find_map(|name| self.by_name.get(name)) else {
+                if expected.required {
+                    problems.push(format!("tensor `{}` is missing", expected.name()));
+                }
+                continue;
+            };
+            let weight = &mut self.weights[at];
+            let shape: Vec<usize> = weight.shape.iter().map(|&d| d as usize).collect();
+            if shape != expected.shape {
+                problems.push(format!("tensor `{}` is {shape:?}, expected {:?}", weight.name, expected.shape));
+                continue;
+            }
+            weight.role = expected.role;
+            for piece in &expected.pieces {
+                let rows = piece.rows.start as u64..piece.rows.end as u64;
+                let here =
+                    Piece { weight: at, rows, order: RowOrder::Same, transpose: expected.transposed, shift: 0.0 };
+                self.slots.entry((piece.slot, expected.layer, expected.expert, expected.part)).or_default().push(here);
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        if let Some(tool) = self.foreign {
+            self.no_family = Some(format!("its weights are quantized as {tool}, which this version does not read"));
+            self.family = None;
+            return Ok(());
+        }
+        const MOST: usize = 8;
+        let more = problems.len().saturating_sub(MOST);
+        problems.truncate(MOST);
+        if more > 0 {
+            problems.push(format!("and {more} more"));
+        }
+        let config = self.companions.config.as_ref().map_or_else(|| self.path.clone(), |(path, _)| path.clone());
+        Err(Error::ConfigMismatch { config, family: family.name.to_owned(), problems })
+    }
+
+    /// The metadata of a GGUF file.
+    pub fn gguf(&self) -> Option<formats::gguf::Metadata> {
+        match self.sources.first()?.payload() {
+            formats::Payload::Gguf(metadata) => Some(metadata.clone()),
+            formats::Payload::None => None,
+        }
+    }
+
+    /// The path by which the model was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The weight files and the folder that they lie in.
+    pub fn files(&self) -> &WeightFiles {
+        &self.files
+    }
+
+    /// The container of its files.
+    pub fn format(&self) -> Format {
+        self.sources.first().map_or(Format::Safetensors, |source| source.format())
+    }
+
+    /// The opened weight files.
+    pub fn sources(&self) -> &[Arc<Source>] {
+        &self.sources
+    }
+
+    /// Bytes of all weight files.
+    pub fn bytes(&self) -> u64 {
+        self.sources.iter().map(|source| source.file_bytes()).sum()
+    }
+
+    /// The logical weights, in the files' order.
+    pub fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    /// The index of the weight of a name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The model's family, if it is one that the runtime knows.
+    pub fn family(&self) -> Option<&Family> {
+        self.family.as_ref()
+    }
+
+    /// Why the family is not known.
+    pub fn no_family(&self) -> Option<&str> {
+        self.no_family.as_deref().filter(|_| self.family.is_none())
+    }
+
+    /// Config, tokenizer and pooling.
+    pub fn companions(&self) -> &Companions {
+        &self.companions
+    }
+
+    /// The config's fields.
+    pub fn config(&self) -> Option<&Value> {
+        self.companions.config.as_ref().map(|(_, config)| config)
+    }
+
+    /// The pieces that serve a slot.
+    pub fn slot(&self, slot: Slot, layer: usize, expert: Option<usize>, part: Part) -> Option<&[Piece]> {
+        self.slots.get(&(slot, layer, expert, part)).map(Vec::as_slice)
+    }
+
+    /// Opens a matrix of pieces stacked row on row.
+    pub fn view(&self, pieces: &[Piece], fetch: Fetch) -> formats::Result<View> {
+        View::open(&self.sources, &self.weights, pieces, fetch, self.int8_activations())
+    }
+
+    /// In which form the model is quantized, if it is.
+    pub fn quantized(&self) -> Option<String> {
+        let stored = self.weights.iter().map(|weight| weight.encoding).find(|encoding| {
+            !encoding.is_plain()
+        });
+        let method = || {
+            let config = self.config()?.get("quantization_config")?;
+            let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+            Some(format!("quantization_config of method {method}"))
+        };
+        self.foreign.map(str::to_owned).or_else(|| stored.map(|encoding| encoding.name())).or_else(method)
+    }
+
+    /// Whether the quantization asks for int8 inputs of linear layers. What `int-quantized` means unless a config says that
+    /// only weights are quantized.
+    fn int8_activations(&self) -> bool {
+        let own = self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
+        let own: Option<Value> = own.and_then(|text| serde_json::from_str(text).ok());
+        let config = own.as_ref().or_else(|| self.config()?.get("quantization_config"));
+        let groups = config.and_then(|config| config.get("config_groups")).and_then(Value::as_object);
+        groups.is_none_or(|groups| {
+            groups.values().any(|group| group.get("input_activations").is_some_and(|inputs| !inputs.is_null()))
+        })
+    }
+
+    /// An error if a weight file changed since it was opened.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        Ok(self.sources.iter().try_for_each(|source| source.verify_unchanged())?)
+    }
+
+    /// Number of values in all floating-point and quantized weights.
+    pub fn parameters(&self) -> u64 {
+        self.weights.iter().filter(|weight| weight.is_numeric()).map(Weight::elements).sum()
+    }
+
+    /// Roles that occur.
+    pub fn has_role(&self, role: Role) -> bool {
+        self.weights.iter().any(|weight| weight.role == role)
+    }
+}
+
+/// Whether a config describes a transformer; one without these keys belongs to a chain of linear layers.
+fn is_of_transformers(config: &Value) -> bool {
+    config.get("model_type").is_some() || config.get("architectures").is_some()
+}
+
+fn check_names(sources: &[Arc<Source>]) -> Result<()> {
+    let mut seen: HashMap<&str, &Arc<Source>> = HashMap::new();
+    for source in sources {
+        for tensor in source.tensors() {
+            if let Some(first) = seen.insert(&tensor.name, source) {
+                return Err(Error::DuplicateTensor {
+                    tensor: tensor.name.clone(),
+                    first: first.path().to_owned(),
+                    second: source.path().to_owned(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_index(index: &Index, names: &[String], sources: &[Arc<Source>]) -> Result<()> {
+    let holds: HashMap<&str, &str> = names
+        .iter()
+        .zip(sources)
+        .flat_map(|(name, source)| source.tensors().iter().map(move |tensor| (tensor.name.as_str(), name.as_str())))
+        .collect();
+    let missing: Vec<String> = index
+        .weight_map
+        .iter()
+        .filter(|(tensor, shard)| holds.get(tensor.as_str()) != Some(&shard.as_str()))
+        .map(|(tensor, shard)| format!("{tensor} ({shard})"))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(Error::MissingTensors { index: index.path.clone(), missing }) }
+}

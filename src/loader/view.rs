@@ -1,0 +1,313 @@
+//! Reading logical rows out of stored weights: pieces, row order, transposition, value shifts, encodings.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use formats::{Dtype, Result, Source, TensorBytes};
+
+use super::weights::{TensorRef, Weight};
+use crate::encoding::plain::Real;
+use crate::encoding::{Encoding, Int8Rows, PartLayout, Rows};
+use crate::family::RowOrder;
+
+/// Part of a logical matrix: some rows of a stored weight, in Hugging Face's order, seen in another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// Index into the checkpoint's weights.
+    pub weight: usize,
+    /// The rows that are taken: of the stored matrix, or of its transpose if `transpose`.
+    pub rows: Range<u64>,
+    /// The order in which they are seen.
+    pub order: RowOrder,
+    /// Whether the stored matrix is the transpose of the logical one (gpt2, ONNX).
+    pub transpose: bool,
+    /// Added to every value (llama.cpp stores gemma's norms plus one).
+    pub shift: f32,
+}
+
+impl Piece {
+    /// A whole weight as it is.
+    pub fn whole(weight: usize, stored: &Weight) -> Self {
+        Self { weight, rows: 0..stored.rows, order: RowOrder::Same, transpose: false, shift: 0.0 }
+    }
+
+    /// Whether the piece is the stored weight from first to last, unchanged, so that its bytes can be copied.
+    pub fn is_identity(&self, stored: &Weight) -> bool {
+        self.rows == (0..stored.rows) && self.order == stored.order && !self.transpose && self.shift == 0.0
+    }
+}
+
+/// When the bytes of a view are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetch {
+    /// Once, now: mapped bytes are borrowed, others read into memory.
+    Now,
+    /// Band by band, as rows are asked for.
+    Bands,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Held(TensorBytes),
+    Later(Arc<Source>, usize),
+}
+
+impl Bytes {
+    fn get<'a>(&'a self, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        let slice = range.start as usize..range.end as usize;
+        match self {
+            Self::Held(bytes) => Ok(&bytes[slice]),
+            Self::Later(source, tensor) => {
+                if let Some(bytes) = source.bytes(*tensor) {
+                    return Ok(&bytes[slice]);
+                }
+                buffer.resize(slice.len(), 0);
+                source.read_at(*tensor, range.start, buffer)?;
+                Ok(buffer)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OpenPiece {
+    piece: Piece,
+    stored_order: RowOrder,
+    stored_rows: u64,
+    stored_cols: u64,
+    encoding: Encoding,
+    parts: Vec<(PartLayout, Bytes)>,
+    /// Scales of [`Encoding::Int8Rows`], widened once.
+    scales: Vec<f32>,
+}
+
+/// Pieces stacked row on row: a logical matrix that reads itself.
+#[derive(Debug)]
+pub struct View {
+    pieces: Vec<OpenPiece>,
+    rows: usize,
+    cols: usize,
+    int8_activations: bool,
+}
+
+/// Buffers that reading needs; one for each thread, reused.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    bytes: Vec<u8>,
+    numbers: Vec<f32>,
+    scales: Vec<f32>,
+}
+
+impl View {
+    pub(super) fn open(
+        sources: &[Arc<Source>],
+        weights: &[Weight],
+        pieces: &[Piece],
+        fetch: Fetch,
+        int8_activations: bool,
+    ) -> Result<Self> {
+        let mut open = Vec::with_capacity(pieces.len());
+        let (mut rows, mut cols) = (0, 0);
+        for piece in pieces {
+            let weight = &weights[piece.weight];
+            rows += piece.rows.end - piece.rows.start;
+            cols = if piece.transpose { weight.rows } else { weight.cols };
+            open.push(OpenPiece::new(sources, weight, piece, fetch)?);
+        }
+        Ok(Self { pieces: open, rows: rows as usize, cols: cols as usize, int8_activations })
+    }
+
+    /// Unpacks rows `first .. first + out.len() / cols`, row after row.
+    ///
+    /// # Errors
+    /// Only where bytes are read band by band from a file that is not mapped.
+    pub fn try_read<T: Real>(&self, first: usize, out: &mut [T], scratch: &mut Scratch) -> Result<()> {
+        if self.cols == 0 || out.is_empty() {
+            return Ok(());
+        }
+        let mut start = first as u64;
+        let mut out = out;
+        for open in &self.pieces {
+            let count = open.piece.rows.end - open.piece.rows.start;
+            if start >= count {
+                start -= count;
+                continue;
+            }
+            let here = (count - start).min((out.len() / self.cols) as u64);
+            let (now, later) = out.split_at_mut(here as usize * self.cols);
+            open.read(start, now, self.cols, scratch)?;
+            out = later;
+            start = 0;
+            if out.is_empty() {
+                break;
+            }
+        }
+        assert!(out.is_empty(), "rows past the end of a matrix");
+        Ok(())
+    }
+
+    /// The only piece, if the view is a stored weight from first to last in its own order.
+    fn identity(&self) -> Option<&OpenPiece> {
+        match self.pieces.as_slice() {
+            [open] if open.is_identity() => Some(open),
+            _ => None,
+        }
+    }
+}
+
+impl OpenPiece {
+    fn new(sources: &[Arc<Source>], weight: &Weight, piece: &Piece, fetch: Fetch) -> Result<Self> {
+        let layouts = weight
+            .encoding
+            .parts(&weight.name, &weight.shape, weight.rows, weight.cols)
+            .unwrap_or_else(|unfit| unreachable!("the loader made a weight that does not fit its encoding: {unfit}"));
+        let bytes = |at: &TensorRef| match fetch {
+            Fetch::Now => TensorBytes::load(&sources[at.source], at.tensor).map(Bytes::Held),
+            Fetch::Bands => Ok(Bytes::Later(sources[at.source].clone(), at.tensor)),
+        };
+        let parts: Vec<(PartLayout, Bytes)> = layouts
+            .into_iter()
+            .zip(&weight.tensors)
+            .map(|(layout, at)| Ok((layout, bytes(at)?)))
+            .collect::<Result<_>>()?;
+        let mut open = Self {
+            piece: piece.clone(),
+            stored_order: weight.order,
+            stored_rows: weight.rows,
+            stored_cols: weight.cols,
+            encoding: weight.encoding,
+            parts,
+            scales: Vec::new(),
+        };
+        if let (Encoding::Int8Rows { scale }, Fetch::Now) = (weight.encoding, fetch) {
+            let mut scales = vec![0f32; weight.rows as usize];
+            let (layout, bytes) = &open.parts[1];
+            f32::decode(scale, bytes.get(layout.bytes_of(&(0..weight.rows)), &mut Vec::new())?, &mut scales);
+            open.scales = scales;
+        }
+        Ok(open)
+    }
+
+    fn is_identity(&self) -> bool {
+        self.piece.rows == (0..self.stored_rows)
+            && self.stored_order == self.piece.order
+            && !self.piece.transpose
+            && self.piece.shift == 0.0
+    }
+
+    /// Reads rows `first ..` of the piece.
+    fn read<T: Real>(&self, first: u64, out: &mut [T], cols: usize, scratch: &mut Scratch) -> Result<()> {
+        let count = (out.len() / cols) as u64;
+        if self.piece.transpose {
+            self.read_transposed(first, out, cols, scratch)?;
+        } else if self.piece.order == self.stored_order {
+            let start = self.piece.rows.start + first;
+            self.unpack(start..start + count, out, scratch)?;
+        } else {
+            let all = (self.piece.rows.end - self.piece.rows.start) as usize;
+            for (i, row) in out.chunks_exact_mut(cols).enumerate() {
+                let canonical = self.piece.order.canonical(first as usize + i, all);
+                let stored = self.piece.rows.start + self.stored_order.position(canonical, all) as u64;
+                self.unpack(stored..stored + 1, row, scratch)?;
+            }
+        }
+        if self.piece.shift != 0.0 {
+            let shift = self.piece.shift;
+            out.iter_mut().for_each(|x| *x = T::from_f32(x.to_f32() + shift));
+        }
+        Ok(())
+    }
+
+    /// Rows of the transpose are columns of what is stored: bands of stored rows are unpacked and turned.
+    fn read_transposed<T: Real>(&self, first: u64, out: &mut [T], cols: usize, scratch: &mut Scratch) -> Result<()> {
+        let (first, count) = ((self.piece.rows.start + first) as usize, out.len() / cols);
+        let width = self.stored_cols as usize;
+        let band = ((1 << 18) / width.max(1)).clamp(1, 256);
+        let mut numbers = vec![T::default(); band * width];
+        for start in (0..cols).step_by(band) {
+            let n = band.min(cols - start);
+            let numbers = &mut numbers[..n * width];
+            self.unpack(start as u64..(start + n) as u64, numbers, scratch)?;
+            for r in 0..count {
+                for (k, row) in numbers.chunks_exact(width).enumerate() {
+                    out[r * cols + start + k] = row[first + r];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Unpacks stored rows in stored order.
+    fn unpack<T: Real>(&self, rows: Range<u64>, out: &mut [T], scratch: &mut Scratch) -> Result<()> {
+        let Scratch { bytes: buffer, numbers, scales } = scratch;
+        let (layout, bytes) = &self.parts[0];
+        let packed = bytes.get(layout.bytes_of(&rows), buffer)?;
+        match self.encoding {
+            Encoding::Plain(dtype) if dtype.is_float() => T::decode(dtype, packed, out),
+            Encoding::Plain(dtype) if dtype.is_block() => {
+                numbers.resize(out.len(), 0.0);
+                crate::encoding::ggml::unpack(dtype, packed, numbers);
+                for (to, &from) in out.iter_mut().zip(&*numbers) {
+                    *to = T::from_f32(from);
+                }
+            }
+            Encoding::Int8Rows { scale } => {
+                let scales: &[f32] = if self.scales.is_empty() {
+                    let (layout, bytes) = &self.parts[1];
+                    scales.resize((rows.end - rows.start) as usize, 0.0);
+                    f32::decode(scale, bytes.get(layout.bytes_of(&rows), &mut Vec::new())?, scales);
+                    scales
+                } else {
+                    &self.scales[rows.start as usize..rows.end as usize]
+                };
+                let cols = self.stored_cols as usize;
+                for ((to, codes), &scale) in out.chunks_exact_mut(cols).zip(packed.chunks_exact(cols)).zip(scales) {
+                    for (x, &code) in to.iter_mut().zip(codes) {
+                        *x = T::from_f32(f32::from(code as i8) * scale);
+                    }
+                }
+            }
+            other => unreachable!("the loader makes no weights of {}", other.name()),
+        }
+        Ok(())
+    }
+}
+
+impl Rows for View {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read(&self, first: usize, out: &mut [f32]) {
+        // Views given to the runtime hold their bytes, so that reading cannot fail.
+        if let Err(e) = self.try_read(first, out, &mut Scratch::default()) {
+            unreachable!("a view that holds its bytes failed to read: {e}");
+        }
+    }
+
+    fn as_f32(&self) -> Option<&[f32]> {
+        let open = self.identity()?;
+        match (&open.encoding, &open.parts[0].1) {
+            (Encoding::Plain(Dtype::F32), Bytes::Held(bytes)) if cfg!(target_endian = "little") => {
+                bytemuck::try_cast_slice(bytes).ok()
+            }
+            _ => None,
+        }
+    }
+
+    fn as_int8(&self) -> Option<Int8Rows<'_>> {
+        let open = self.identity()?;
+        match (&open.encoding, &open.parts[0].1) {
+            (Encoding::Int8Rows { .. }, Bytes::Held(bytes)) => Some(Int8Rows {
+                codes: bytemuck::cast_slice(bytes),
+                scales: &open.scales,
+                int8_activations: self.int8_activations,
+            }),
+            _ => None,
+        }
+    }
+}

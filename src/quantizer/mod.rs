@@ -1,0 +1,74 @@
+//! Which codes to store. A quantizer sees a band of a weight's rows and fills the same band of the encoding's physical
+//! tensors; it depends on nothing but those numbers, so neither the number of threads nor the size of bands can change
+//! the result.
+
+mod cast;
+mod int8;
+mod q8_0;
+
+use encoding::plain::Real;
+use formats::Dtype;
+
+use crate::encoding::{self, Encoding};
+
+pub use cast::Cast;
+pub use int8::Int8Rows;
+pub use q8_0::Q8_0;
+
+/// The numbers of a band, in the precision that the quantizer's arithmetic is defined in.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// Weights stored as f32, f16 or bf16.
+    F32(&'a [f32]),
+    /// Weights stored as f64.
+    F64(&'a [f64]),
+}
+
+/// A run of whole rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Band<'a> {
+    /// Row after row.
+    pub numbers: Numbers<'a>,
+    /// Numbers in a row.
+    pub cols: usize,
+    /// The dtype in which they were stored.
+    pub dtype: Dtype,
+}
+
+/// What a quantizer has to say about a band beside its codes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Finite numbers that became infinite.
+    pub overflowed: u64,
+    /// Numbers other than zero that became zero because the dtype has nothing so small.
+    pub vanished: u64,
+    /// The index within the band of the first number that is NaN or infinite.
+    pub non_finite: Option<usize>,
+}
+
+impl Notes {
+    /// Both bands' notes; `non_finite` is left to the caller, who knows where the bands lie.
+    pub fn add(&mut self, other: &Notes) {
+        self.overflowed += other.overflowed;
+        self.vanished += other.vanished;
+    }
+}
+
+/// Chooses codes.
+pub trait Quantizer: Send + Sync {
+    /// The encoding of a weight stored as `input`.
+    fn encoding(&self, input: Dtype) -> Encoding;
+
+    /// Fills `parts`, the bytes of this band in each of the encoding's physical tensors.
+    fn encode(&self, band: Band<'_>, parts: &mut [Vec<u8>]) -> Notes;
+}
+
+/// The index of the first number that is NaN or infinite.
+fn first_non_finite<T: Real>(numbers: &[T]) -> Option<usize> {
+    // Without an early exit within a run, the loop is one of vector instructions.
+    let all_finite = |run: &[T]| run.iter().fold(true, |ok, x| ok & (x.abs() <= T::MAX));
+    numbers.chunks(512).position(|run| !all_finite(run)).and_then(|i| {
+        let start = i * 512;
+        numbers[start..].iter().position(|x| !x.to_f64().is_finite()).map(|at| start + at)
+    })
+}

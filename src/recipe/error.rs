@@ -1,0 +1,60 @@
+//! What goes wrong when a recipe is read or meets a model.
+
+use std::path::PathBuf;
+
+use formats::Kind;
+
+/// What goes wrong when a recipe is read or meets a model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe file does not say what a recipe must.
+    #[error("{}: {found}; expected {expected}", file.display())]
+    Recipe {
+        /// The recipe.
+        file: PathBuf,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
+    /// An option that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The model is quantized already.
+    #[error("{}: is already quantized ({found}); expected f32, f16, bf16 or f64 weights. Give the original model", file.display())]
+    AlreadyQuantized {
+        /// The model.
+        file: PathBuf,
+        /// In which form.
+        found: String,
+    },
+    /// The output cannot be laid out.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    /// The model cannot be said in the target's dialect.
+    #[error("{}: cannot be written as {target}: {problem}. {next}", file.display())]
+    Dialect {
+        /// The model.
+        file: PathBuf,
+        /// The dialect.
+        target: &'static str,
+        /// What cannot be said.
+        problem: String,
+        /// What to do about it.
+        next: String,
+    },
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Recipe { .. } | Self::Usage(_) => Kind::Usage,
+            Self::AlreadyQuantized { .. } | Self::Dialect { .. } => Kind::Input,
+            Self::Format(e) => e.kind(),
+        }
+    }
+}
+
+/// The result of planning.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,12 @@
+//! Which weight gets which treatment. Flags are a recipe; a recipe is a list of rules, the first that matches wins; a
+//! recipe and a checkpoint's headers make a [`Plan`].
+
+mod error;
+mod plan;
+mod rules;
+mod scheme;
+
+pub use error::{Error, Result};
+pub use plan::{Decision, Output, Plan, PlannedFile, Step, Target, Treatment};
+pub use rules::{Recipe, Rule};
+pub use scheme::{Limits, Scheme};

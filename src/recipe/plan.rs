@@ -1,0 +1,330 @@
+//! The plan: every output tensor's name, dtype, shape and place, from headers alone. Sizes are known before one weight is
+//! read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use formats::{Dtype, Format, Layout, TensorMeta};
+
+use super::{Error, Recipe, Result, Scheme};
+use crate::dialect::{self, Tensor};
+use crate::encoding::{Encoding, PartLayout, Unfit};
+use crate::family::Role;
+use crate::loader::{Checkpoint, Piece};
+use crate::quantizer::{Cast, Quantizer};
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// One file of a container.
+    File(Format),
+    /// A Hugging Face folder, complete, with the input's shards.
+    Folder,
+}
+
+/// Everything about an output that headers can tell.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is written.
+    pub target: Target,
+    /// The weight files.
+    pub files: Vec<PlannedFile>,
+    /// What becomes of each weight.
+    pub steps: Vec<Step>,
+    /// Tensors that the config alone determines: where they go, and their bytes.
+    pub constants: Vec<(Output, Vec<u8>)>,
+    /// Other files of the folder that are written anew, by name.
+    pub written: Vec<(PathBuf, Vec<u8>)>,
+    /// Other files of the folder that are copied: their name and where they are.
+    pub copied: Vec<(PathBuf, PathBuf)>,
+    /// Other files of the folder that are left out, because they hold the original's weights in other formats.
+    pub left_out: Vec<PathBuf>,
+    /// What the user should know: fallbacks, and what the target cannot hold.
+    pub notes: Vec<String>,
+}
+
+/// One weight file of the output.
+#[derive(Debug)]
+pub struct PlannedFile {
+    /// Its name within the folder, or the output's own name.
+    pub name: String,
+    /// The tensors in the order of the layout's spans.
+    pub tensors: Vec<TensorMeta>,
+    /// Where every byte goes.
+    pub layout: Layout,
+}
+
+/// What becomes of one weight.
+#[derive(Debug)]
+pub struct Step {
+    /// Its name in the Hugging Face dialect.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// The input's pieces, stacked row on row.
+    pub pieces: Vec<Piece>,
+    /// Rows of the logical matrix.
+    pub rows: u64,
+    /// Columns of the logical matrix.
+    pub cols: u64,
+    /// The dtype of the input's numbers, or of its bytes if it is no number.
+    pub input: Dtype,
+    /// Why it is treated so.
+    pub decision: Decision,
+    /// How it is made.
+    pub treatment: Treatment,
+    /// How the output is stored.
+    pub encoding: Encoding,
+    /// The output's physical tensors.
+    pub parts: Vec<PartLayout>,
+    /// Where each of them goes.
+    pub outputs: Vec<Output>,
+}
+
+/// Why a weight is treated as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// The index of the rule that matched.
+    pub rule: Option<usize>,
+    /// Why that rule's scheme was not or could not be applied.
+    pub note: Option<String>,
+}
+
+/// How a step's output is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// The bytes are copied.
+    Copy,
+    /// The numbers are put in another order or written as another float.
+    Cast(Dtype),
+    /// The numbers are quantized.
+    Quantize(Scheme),
+}
+
+/// A physical output tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// Index into [`Plan::files`].
+    pub file: usize,
+    /// Index into the file's tensors.
+    pub tensor: usize,
+}
+
+impl Step {
+    /// What makes the codes; `None` where bytes are copied.
+    pub fn quantizer(&self) -> Option<Box<dyn Quantizer>> {
+        match self.treatment {
+            Treatment::Copy => None,
+            Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
+            Treatment::Quantize(scheme) => Some(scheme.quantizer()),
+        }
+    }
+
+    /// Number of values.
+    pub fn elements(&self) -> u64 {
+        self.rows * self.cols
+    }
+
+    /// Bytes of all its physical tensors.
+    pub fn output_bytes(&self, plan: &Plan) -> u64 {
+        self.outputs.iter().map(|at| plan.files[at.file].tensors[at.tensor].bytes().unwrap_or(0)).sum()
+    }
+
+    /// Whether the numbers are stored in fewer bits than before.
+    pub fn is_quantized(&self) -> bool {
+        !matches!(self.treatment, Treatment::Copy)
+            && self.encoding != Encoding::Plain(self.input)
+            && self.encoding != Encoding::Plain(Dtype::F32)
+    }
+}
+
+impl Plan {
+    /// Plans an output from headers.
+    ///
+    /// # Errors
+    /// A model that is quantized already, a scheme that the target's container does not hold, or a model that the target's
+    /// dialect cannot say.
+    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, target: Target, output: &Path) -> Result<Self> {
+        if let Some(found) = checkpoint.quantized() {
+            return Err(Error::AlreadyQuantized { file: checkpoint.path().to_owned(), found });
+        }
+        let format = match target {
+            Target::File(format) => format,
+            Target::Folder => Format::Safetensors,
+        };
+        for scheme in recipe.schemes() {
+            if scheme.container().is_some_and(|needed| needed != format) {
+                let needed = scheme.container().map_or("", Format::name);
+                return Err(Error::Usage(format!(
+                    "{}: scheme {scheme} is stored as {needed}, and this output is {}. Give an output name that fits with -o",
+                    output.display(),
+                    format.name()
+                )));
+            }
+        }
+        let tensors = match format {
+            Format::Safetensors => dialect::huggingface::tensors(checkpoint, target == Target::Folder),
+            Format::Gguf => dialect::llama_cpp::tensors(checkpoint)?,
+        };
+        let mut plan = Self {
+            target,
+            files: Vec::new(),
+            steps: Vec::new(),
+            constants: Vec::new(),
+            written: Vec::new(),
+            copied: Vec::new(),
+            left_out: Vec::new(),
+            notes: tensors.notes,
+        };
+        let mut metas: Vec<Vec<TensorMeta>> = vec![Vec::new(); tensors.files.len()];
+        for tensor in tensors.tensors {
+            let step = step(checkpoint, recipe, format, tensor, &mut metas, &mut plan.notes);
+            plan.steps.push(step);
+        }
+        for (meta, bytes) in tensors.constants {
+            plan.constants.push((Output { file: 0, tensor: metas[0].len() }, bytes));
+            metas[0].push(meta);
+        }
+        plan.lay_out(checkpoint, recipe, format, tensors.files, metas, output)?;
+        if target == Target::Folder {
+            dialect::huggingface::folder(checkpoint, &mut plan)?;
+        }
+        Ok(plan)
+    }
+
+    fn lay_out(
+        &mut self,
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        format: Format,
+        names: Vec<String>,
+        metas: Vec<Vec<TensorMeta>>,
+        output: &Path,
+    ) -> Result<()> {
+        let metadata = match format {
+            Format::Safetensors => Some(dialect::huggingface::file_metadata(checkpoint, recipe, self)),
+            Format::Gguf => None,
+        };
+        for (name, tensors) in names.into_iter().zip(metas) {
+            let layout = match &metadata {
+                Some(metadata) => formats::safetensors::layout(output, &tensors, metadata)?,
+                None => {
+                    let metadata = dialect::llama_cpp::metadata(checkpoint, recipe, self)?;
+                    formats::gguf::layout(output, &tensors, &metadata)?
+                }
+            };
+            self.files.push(PlannedFile { name, tensors, layout });
+        }
+        Ok(())
+    }
+
+    /// Bytes of all weight files.
+    pub fn weight_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.layout.bytes).sum()
+    }
+
+    /// Bytes of the folder's other files.
+    pub fn other_bytes(&self) -> u64 {
+        let written: u64 = self.written.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let copied: u64 = self.copied.iter().filter_map(|(_, from)| Some(from.metadata().ok()?.len())).sum();
+        written + copied
+    }
+
+    /// Bytes that the embeddings and the head of the output take, and that they would take as int8: what is left on the
+    /// table for clients that cannot read quantized embeddings.
+    pub fn kept_embeddings(&self) -> (u64, u64) {
+        let kept = |step: &&Step| matches!(step.role, Role::Embedding | Role::Head) && !step.is_quantized();
+        self.steps.iter().filter(kept).fold((0, 0), |(now, int8), step| {
+            let width = step.input.block_bits() / 8;
+            (now + step.output_bytes(self), int8 + step.elements() + step.rows * width)
+        })
+    }
+
+    /// Values and bytes by how they are stored.
+    pub fn by_encoding(&self) -> BTreeMap<String, (usize, u64, u64)> {
+        let mut table = BTreeMap::new();
+        for step in &self.steps {
+            let row = table.entry(step.encoding.name()).or_insert((0, 0, 0));
+            row.0 += 1;
+            row.1 += step.elements();
+            row.2 += step.output_bytes(self);
+        }
+        table
+    }
+}
+
+/// Decides about one tensor of the target's dialect and claims its places.
+fn step(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    format: Format,
+    tensor: Tensor,
+    metas: &mut [Vec<TensorMeta>],
+    notes: &mut Vec<String>,
+) -> Step {
+    let Tensor { name, canonical, role, shape, rows, cols, pieces, file } = tensor;
+    let weights = checkpoint.weights();
+    let stored = &weights[pieces[0].weight];
+    let input = match stored.encoding {
+        Encoding::Plain(dtype) => dtype,
+        _ => Dtype::F32,
+    };
+    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, checkpoint);
+    let identity = pieces.len() == 1 && pieces[0].is_identity(stored);
+    let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
+    // llama.cpp computes with norms and biases in f32 and refuses them in anything else.
+    let kept = if format == Format::Gguf && shape.len() < 2 && input.is_float() { Dtype::F32 } else { input };
+    let mut treatment = match wanted {
+        Some(Scheme::F16) if shape.len() >= 2 || format != Format::Gguf => unscaled(Dtype::F16),
+        Some(Scheme::BF16) if shape.len() >= 2 || format != Format::Gguf => unscaled(Dtype::BF16),
+        Some(scheme) if !scheme.is_cast() => Treatment::Quantize(scheme),
+        _ => unscaled(kept),
+    };
+    let encoding_of = |treatment: Treatment| match treatment {
+        Treatment::Copy => Encoding::Plain(input),
+        Treatment::Cast(dtype) => Encoding::Plain(dtype),
+        Treatment::Quantize(scheme) => scheme.quantizer().encoding(input),
+    };
+    let mut parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
+    if let Err(unfit) = &parts {
+        // The next better type that holds rows of any length.
+        let fallback = if format == Format::Gguf { Dtype::F16 } else { input };
+        decision.note = Some(format!("{unfit}; stored as {fallback}"));
+        notes.push(format!("{canonical}: {unfit}; stored as {fallback}"));
+        treatment = unscaled(fallback);
+        parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
+    }
+    let parts = parts.unwrap_or_else(|unfit: Unfit| unreachable!("plain numbers fit any shape that was read: {unfit}"));
+    let outputs = parts
+        .iter()
+        .map(|part| {
+            metas[file].push(TensorMeta::new(part.name.clone(), part.dtype, part.shape.clone()));
+            Output { file, tensor: metas[file].len() - 1 }
+        })
+        .collect();
+    let encoding = encoding_of(treatment);
+    Step { name: canonical, role, pieces, rows, cols, input, decision, treatment, encoding, parts, outputs }
+}
+
+/// The scheme that the recipe gives to a weight, if that scheme can take it.
+fn decide(
+    recipe: &Recipe,
+    name: &str,
+    role: Role,
+    rank: usize,
+    input: Dtype,
+    checkpoint: &Checkpoint,
+) -> (Decision, Option<Scheme>) {
+    let model = checkpoint.family().map(|family| family.kind);
+    let rule = recipe.rules.iter().position(|rule| rule.matches(name, role, model));
+    let scheme = rule.and_then(|rule| recipe.rules[rule].scheme);
+    let note = match scheme {
+        Some(_) if !input.is_float() => Some(format!("{input} is not floating point")),
+        Some(scheme) if !scheme.is_cast() && rank < 2 => Some(format!("{scheme} is for matrices")),
+        _ => None,
+    };
+    // A cast of what is no number is not worth a word.
+    let silent = note.is_some() && scheme.is_some_and(Scheme::is_cast);
+    let scheme = scheme.filter(|_| note.is_none());
+    (Decision { rule, note: note.filter(|_| !silent) }, scheme)
+}

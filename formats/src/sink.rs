@@ -51,8 +51,7 @@ impl Sink {
         check_room(target, &parent, needed)?;
         let staging = parent.join(format!(".{name}.partial-{}", std::process::id()));
         remove(&staging).map_err(Error::io(&staging, "remove an old partial output"))?;
-        let mut sink =
-            Self { target: target.to_owned(), staging, shape, force, files: Vec::new(), published: false };
+        let mut sink = Self { target: target.to_owned(), staging, shape, force, files: Vec::new(), published: false };
         if shape == Shape::Folder {
             fs::create_dir(&sink.staging).map_err(Error::io(&sink.staging, "create the folder"))?;
         }
@@ -201,9 +200,10 @@ fn check_target(target: &Path, shape: Shape, force: bool) -> Result<()> {
     match (shape, target.is_dir()) {
         (Shape::File, true) => refuse("a folder", "a file, since the output is a file"),
         (Shape::Folder, false) => refuse("a file", "a folder, since the output is a folder"),
-        (Shape::Folder, true) if !looks_like_a_model(target) => {
-            refuse("a folder that holds something else", "a model folder (config.json or weights in it) or an empty one")
-        }
+        (Shape::Folder, true) if !looks_like_a_model(target) => refuse(
+            "a folder that holds something else",
+            "a model folder (config.json or weights in it) or an empty one",
+        ),
         _ => Ok(()),
     }
 }

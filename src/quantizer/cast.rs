@@ -60,9 +60,12 @@ mod tests {
             (Dtype::F16, (|x| f16::from_f32(x).to_f32()) as fn(f32) -> f32),
             (Dtype::BF16, |x| bf16::from_f32(x).to_f32()),
         ] {
-            let numbers: Vec<f32> =
-                (0..400_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))).filter(|x| x.is_finite()).collect();
-            let near = [65519.996, 65520.0, -65520.0, 2.9802322e-8, 2.980_233e-8, f32::MAX, 1e-45, 4.6e-41, 4.7e-41, 0.0];
+            let numbers: Vec<f32> = (0..400_000u32)
+                .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)))
+                .filter(|x| x.is_finite())
+                .collect();
+            let near =
+                [65519.996, 65520.0, -65520.0, 2.9802322e-8, 2.980_233e-8, f32::MAX, 1e-45, 4.6e-41, 4.7e-41, 0.0];
             for numbers in [numbers, near.to_vec()] {
                 let mut out = vec![vec![0; 2 * numbers.len()]];
                 let band = Band { numbers: Numbers::F32(&numbers), cols: numbers.len(), dtype: Dtype::F32 };

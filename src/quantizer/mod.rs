@@ -3,6 +3,7 @@
 //! the result.
 
 mod cast;
+pub mod ggml;
 mod int8;
 mod q8_0;
 

@@ -48,8 +48,9 @@ pub(crate) fn read(path: &Path, data: &Data, limits: &Limits) -> Result<Contents
     let parsed = parse(path, json)?;
     let contents = place(path, parsed, PREFIX + header_len, data.len(), limits)?;
     // The reference library has the last word on what a header is: what it refuses, others refuse too.
-    safetensors::SafeTensors::read_metadata(&header)
-        .map_err(|e| malformed(format!("a header that the safetensors library refuses ({e})"), "a valid header".into()))?;
+    safetensors::SafeTensors::read_metadata(&header).map_err(|e| {
+        malformed(format!("a header that the safetensors library refuses ({e})"), "a valid header".into())
+    })?;
     Ok(contents)
 }
 
@@ -77,7 +78,13 @@ fn parse(path: &Path, json: &[u8]) -> Result<Parsed> {
     });
     parsed.map_err(|e| {
         let tensor = current.borrow();
-        Error::malformed(path, tensor.as_deref(), format!("a header entry that does not parse ({e})"), "an entry like {\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}, each name once", DAMAGED)
+        Error::malformed(
+            path,
+            tensor.as_deref(),
+            format!("a header entry that does not parse ({e})"),
+            "an entry like {\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}, each name once",
+            DAMAGED,
+        )
     })
 }
 

@@ -40,9 +40,10 @@ pub fn layout(file: &Path, tensors: &[TensorMeta], metadata: &BTreeMap<String, S
             return Err(refused(format!("dtype {}", tensor.dtype), "a dtype that safetensors defines"));
         }
         let begin = end;
-        end = tensor.bytes().and_then(|bytes| begin.checked_add(bytes)).ok_or_else(|| {
-            refused(format!("shape {:?}", tensor.shape), "sizes that can be counted in 64 bits")
-        })?;
+        end = tensor
+            .bytes()
+            .and_then(|bytes| begin.checked_add(bytes))
+            .ok_or_else(|| refused(format!("shape {:?}", tensor.shape), "sizes that can be counted in 64 bits"))?;
         spans[i] = begin..end;
         let entry = json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
         if header.insert(tensor.name.clone(), entry).is_some() {

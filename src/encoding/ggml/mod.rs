@@ -15,8 +15,8 @@ pub mod ternary;
 #[cfg(test)]
 mod tests;
 
-use half::f16;
 use formats::Dtype;
+use half::f16;
 
 /// Unpacks whole blocks: `bytes` are the blocks and `out` their elements, in the order of the row. The values are those
 /// of ggml's `dequantize_row_…`, bit for bit.

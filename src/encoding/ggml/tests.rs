@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use half::f16;
 use formats::Dtype;
+use half::f16;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 

@@ -3,8 +3,16 @@
 
 #![deny(unsafe_code)]
 
+pub mod check;
+pub mod cli;
+pub mod dialect;
 pub mod encoding;
 pub mod family;
 pub mod job;
+pub mod loader;
+pub mod pipeline;
 pub mod quantizer;
+pub mod recipe;
+pub mod report;
+pub mod runtime;
 pub mod threads;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 /// Whose fault an error is; it fixes the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// What was or would be written is worse than allowed (exit code 1).
+    Check,
     /// The call asked for something that cannot be (exit code 2).
     Usage,
     /// A file's content is malformed, truncated, inconsistent or unsupported (exit code 3).

@@ -1,237 +1,62 @@
-//! The Hugging Face dialect: safetensors files with the weights' own names, `config.json` with a `quantization_config` that
-//! compressed-tensors, transformers and vLLM read, and every other file of the folder.
+//! The Hugging Face dialect's own words: how a config describes quantized weights, and what our files say of themselves.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use formats::{Dtype, Format};
 use serde_json::{Map, Value, json};
-
-use super::{Tensor, Tensors};
-use crate::encoding::Encoding;
-use crate::family::{Architecture, Role};
-use crate::loader::{Checkpoint, INDEX, Piece, SINGLE};
-use crate::recipe::{Error, Plan, Recipe, Result, Step};
 
 /// The key under which a file's own metadata hold its quantization config, so that a single file tells what it is.
 pub const QUANTIZATION: &str = "modelpress.quantization_config";
 
-/// Extensions of weight files, which are not copied beside the compressed weights.
-const WEIGHTS: &[&str] =
-    &["safetensors", "bin", "pt", "pth", "gguf", "onnx", "onnx_data", "h5", "msgpack", "ot", "tflite", "npz", "ckpt"];
+/// The key under which a file's own metadata hold its recipe's rules.
+pub const RULES: &str = "modelpress.rules";
 
-/// Folders that hold the original's weights in other formats, or nothing of the model.
-const OTHER_FOLDERS: &[&str] = &["onnx", "openvino", "original", "coreml"];
-
-/// The tensors of a checkpoint under their own names, in the shards in which they are if `folder`, else in one file.
-pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
-    let shards = folder && checkpoint.format() == Format::Safetensors;
-    let files = if shards { checkpoint.files().names.clone() } else { vec![SINGLE.to_owned()] };
-    let tensors = checkpoint.weights().iter().enumerate().map(|(i, weight)| Tensor {
-        name: weight.name.clone(),
-        canonical: weight.name.clone(),
-        role: weight.role,
-        shape: weight.shape.clone(),
-        rows: weight.rows,
-        cols: weight.cols,
-        pieces: vec![Piece::whole(i, weight)],
-        file: if shards { weight.tensors[0].source } else { 0 },
-    });
-    Tensors { files, tensors: tensors.collect(), ..Tensors::default() }
+/// The class of a module in PyTorch, by which compressed-tensors finds what a group is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// `torch.nn.Linear`
+    Linear,
+    /// `torch.nn.Embedding`
+    Embedding,
 }
 
-/// The string metadata of a written file: what the input's said, the tool's version, the recipe, and how it is quantized.
-/// Nothing that depends on time or place.
-pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> BTreeMap<String, String> {
-    let mut metadata = checkpoint.sources().first().map(|source| source.metadata().clone()).unwrap_or_default();
-    // transformers refuses files that do not name the framework.
-    metadata.entry("format".into()).or_insert_with(|| "pt".into());
-    metadata.insert("modelpress.version".into(), env!("CARGO_PKG_VERSION").into());
-    metadata.insert("modelpress.recipe".into(), recipe.describe());
-    if let Some(config) = quantization_config(checkpoint, plan) {
-        metadata.insert(QUANTIZATION.into(), config.to_string());
-    }
-    metadata
+/// A module with a matrix.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Its class.
+    pub class: Class,
+    /// Whether its weight is int8.
+    pub int8: bool,
 }
 
-/// Plans a folder's other files.
-pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
-    if checkpoint.files().index.is_some() {
-        plan.written.push((INDEX.into(), pretty(&index(plan))));
-    }
-    if let Some((_, config)) = &checkpoint.companions().config {
-        let config = config_for(config, checkpoint, plan);
-        plan.written.push(("config.json".into(), pretty(&config)));
-    }
-    if !checkpoint.files().whole_folder {
-        return Ok(());
-    }
-    let root = &checkpoint.files().folder;
-    let modules = module_folders(root);
-    let planned: Vec<PathBuf> =
-        plan.files.iter().map(|file| file.name.clone().into()).chain(plan.written.iter().map(|(name, _)| name.clone())).collect();
-    let mut copied = Vec::new();
-    let mut left_out = Vec::new();
-    walk(root, Path::new(""), &mut |name, is_folder| {
-        let first = name.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
-        if is_folder {
-            return !first.starts_with('.') && !OTHER_FOLDERS.contains(&first.as_str());
-        }
-        if planned.iter().any(|planned| planned == name) || first.starts_with(".git") && first != ".gitattributes" {
-            return true;
-        }
-        let of_a_module = modules.contains(&first) && name.components().count() > 1;
-        let is_weights = name.extension().and_then(|ext| ext.to_str()).is_some_and(|ext| WEIGHTS.contains(&ext));
-        let is_index = name.to_string_lossy().ends_with(".index.json");
-        if (is_weights || is_index) && !of_a_module {
-            left_out.push(name.to_owned());
-        } else {
-            copied.push((name.to_owned(), root.join(name)));
-        }
-        true
-    })
-    .map_err(|(path, e)| Error::Format(formats::Error::io(&path, "list")(e)))?;
-    copied.sort();
-    left_out.sort();
-    // The input's own weight files are not left out: they are what the output replaces.
-    let names = &checkpoint.files().names;
-    left_out.retain(|name| !names.iter().any(|own| Path::new(own) == name) && name != Path::new(INDEX));
-    plan.copied = copied;
-    plan.left_out = left_out;
-    Ok(())
-}
-
-/// Visits files and folders below `root`, following links to files, but no links to folders, which could lead in circles.
-fn walk(
-    root: &Path,
-    below: &Path,
-    visit: &mut impl FnMut(&Path, bool) -> bool,
-) -> Result<(), (PathBuf, std::io::Error)> {
-    let here = root.join(below);
-    let fail = |e| (here.clone(), e);
-    for entry in fs::read_dir(&here).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let name = below.join(entry.file_name());
-        let kind = entry.file_type().map_err(fail)?;
-        if kind.is_dir() {
-            if visit(&name, true) {
-                walk(root, &name, visit)?;
-            }
-        } else if entry.path().is_file() {
-            visit(&name, false);
-        }
-    }
-    Ok(())
-}
-
-/// The folders of a sentence-transformers model's modules, whose weights belong to the model (`2_Dense/`).
-fn module_folders(root: &Path) -> Vec<String> {
-    let modules: Option<Value> =
-        fs::read(root.join("modules.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let modules = modules.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let paths = modules.iter().filter_map(|module| module.get("path")?.as_str());
-    paths.filter(|path| !path.is_empty()).map(str::to_owned).collect()
-}
-
-fn pretty(value: &Value) -> Vec<u8> {
-    let mut text = format!("{value:#}");
-    text.push('\n');
-    text.into_bytes()
-}
-
-/// The index of a sharded model.
-fn index(plan: &Plan) -> Value {
-    let mut map = BTreeMap::new();
-    let mut total = 0;
-    for file in &plan.files {
-        for tensor in &file.tensors {
-            map.insert(tensor.name.clone(), file.name.clone());
-            total += tensor.bytes().unwrap_or(0);
-        }
-    }
-    json!({"metadata": {"total_size": total}, "weight_map": map})
-}
-
-/// The config with what the plan changes: how the weights are quantized, and the dtype if all of them have a new one.
-fn config_for(config: &Value, checkpoint: &Checkpoint, plan: &Plan) -> Value {
-    let mut config = config.clone();
-    let Some(fields) = config.as_object_mut() else { return config };
-    if let Some(quantization) = quantization_config(checkpoint, plan) {
-        fields.insert("quantization_config".into(), quantization);
-    }
-    if let Some(dtype) = only_dtype(plan) {
-        let key = if fields.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-        fields.insert(key.into(), dtype.into());
-    }
-    config
-}
-
-/// torch's name of the float that all of the output's numbers have, if it is one and not the input's.
-fn only_dtype(plan: &Plan) -> Option<&'static str> {
-    let mut floats = plan.steps.iter().filter_map(|step| match step.encoding {
-        Encoding::Plain(dtype) if dtype.is_float() => Some((dtype, step.input)),
-        _ => None,
-    });
-    let (dtype, _) = floats.next()?;
-    let changed = plan.steps.iter().any(|step| step.encoding != Encoding::Plain(step.input));
-    let all = plan.steps.iter().all(|step| match step.encoding {
-        Encoding::Plain(other) => other == dtype || !other.is_float(),
-        _ => false,
-    });
-    match dtype {
-        Dtype::F16 if all && changed => Some("float16"),
-        Dtype::BF16 if all && changed => Some("bfloat16"),
-        Dtype::F32 if all && changed => Some("float32"),
-        _ => None,
-    }
-}
-
-/// compressed-tensors' description of the output's int8 weights; `None` if it has none.
+/// compressed-tensors' `quantization_config` for int8 weights with a scale for each row; `None` if no module has them.
 ///
-/// Linear weights form one group, with inputs quantized per token; embeddings a second one, weights only. What is not
-/// quantized of the modules that a group's class names would match is listed to be ignored.
-pub fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
-    let is_int8 = |step: &Step| matches!(step.encoding, Encoding::Int8Rows { .. });
-    if !plan.steps.iter().any(is_int8) {
+/// Linear modules form one group, with inputs quantized per token; embeddings a second one, weights only. Modules that are
+/// not quantized and that a group's class would match are listed to be ignored.
+pub fn int8_config(modules: &[Module]) -> Option<Value> {
+    if !modules.iter().any(|module| module.int8) {
         return None;
     }
-    let weights = json!({
-        "num_bits": 8, "type": "int", "symmetric": true, "group_size": null, "strategy": "channel", "dynamic": false,
-    });
-    let inputs = json!({
-        "num_bits": 8, "type": "int", "symmetric": true, "group_size": null, "strategy": "token", "dynamic": true,
-    });
+    let int8 = |strategy: &str, dynamic: bool| {
+        json!({
+            "num_bits": 8, "type": "int", "symmetric": true, "group_size": null, "strategy": strategy, "dynamic": dynamic,
+        })
+    };
     let mut groups = Map::new();
     let mut ignore = Vec::new();
-    let embedding = |role| role == Role::Embedding;
-    for (of_embeddings, target, inputs) in [(false, "Linear", inputs), (true, "Embedding", Value::Null)] {
-        let is_matrix = |step: &&Step| step.parts[0].name.ends_with(".weight") && step.parts[0].shape.len() == 2;
-        let modules: Vec<&Step> = plan
-            .steps
-            .iter()
-            .filter(is_matrix)
-            .filter(|step| !matches!(step.role, Role::Norm | Role::Other) && embedding(step.role) == of_embeddings)
-            .collect();
-        if !modules.iter().any(|step| is_int8(step)) {
+    let classes = [(Class::Linear, "Linear", int8("token", true)), (Class::Embedding, "Embedding", Value::Null)];
+    for (class, target, inputs) in classes {
+        let of_class = || modules.iter().filter(|module| module.class == class);
+        if !of_class().any(|module| module.int8) {
             continue;
         }
         groups.insert(
             format!("group_{}", groups.len()),
             json!({
-                "targets": [target], "weights": weights, "input_activations": inputs, "output_activations": null,
-                "format": "int-quantized",
+                "targets": [target], "weights": int8("channel", false), "input_activations": inputs,
+                "output_activations": null, "format": "int-quantized",
             }),
         );
-        let kept = modules.iter().filter(|step| !is_int8(step));
-        ignore.extend(kept.filter_map(|step| step.name.strip_suffix(".weight")).map(str::to_owned));
-    }
-    let tied = checkpoint.family().is_some_and(
-        |family| matches!(&family.architecture, Architecture::Transformer(t) if t.causal && t.tied),
-    );
-    // A tied head is a module of its own with no tensor in the file.
-    if tied && checkpoint.find("lm_head.weight").is_none() {
-        ignore.push("lm_head".to_owned());
+        ignore.extend(of_class().filter(|module| !module.int8).map(|module| module.name.clone()));
     }
     Some(json!({
         "config_groups": groups,

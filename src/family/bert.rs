@@ -103,7 +103,7 @@ pub fn encoder(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let hidden = fields.count("hidden_size")?;
     let heads = fields.count("num_attention_heads")?;
     let layers = fields.count("num_hidden_layers")?;
-    if hidden % heads != 0 {
+    if !hidden.is_multiple_of(heads) {
         return Err(fields.unsupported("num_attention_heads", format!("a divisor of {hidden}"), heads.to_string()));
     }
     fields.only("is_decoder", false)?;

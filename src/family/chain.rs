@@ -12,6 +12,9 @@ use super::{Activation, Architecture, Chain, Error, Family, Kind, Part, Role, Sl
 /// The name in reports.
 pub const NAME: &str = "linear-chain";
 
+/// A tensor's name and shape.
+type Named<'a> = (&'a str, &'a [usize]);
+
 /// Where a tensor belongs: the number in the sequence, and the part.
 fn place<'a>(name: &'a str, prefix: &mut Option<&'a str>) -> Option<(u64, Part)> {
     let (rest, part) = match (name.strip_suffix("weight"), name.strip_suffix("bias")) {
@@ -42,7 +45,7 @@ fn place<'a>(name: &'a str, prefix: &mut Option<&'a str>) -> Option<(u64, Part)>
 /// unknown activation.
 pub fn from_tensors(tensors: &[(&str, &[usize])], config: Option<&Value>) -> Result<Option<Family>, Error> {
     let mut prefix = None;
-    let mut layers: BTreeMap<u64, [Option<(&str, &[usize])>; 2]> = BTreeMap::new();
+    let mut layers: BTreeMap<u64, [Option<Named<'_>>; 2]> = BTreeMap::new();
     for &(name, shape) in tensors {
         let Some((index, part)) = place(name, &mut prefix) else { return Ok(None) };
         let pair = layers.entry(index).or_default();

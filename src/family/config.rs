@@ -310,7 +310,7 @@ impl<'a> Fields<'a> {
             }
             rope.dims = dims;
         }
-        if rope.dims % 2 != 0 {
+        if !rope.dims.is_multiple_of(2) {
             return Err(self.invalid("head_dim", "an even number of dimensions to rotate", &rope.dims.into()));
         }
         Ok(())

@@ -9,6 +9,7 @@ pub mod chain;
 pub mod config;
 pub mod decoder;
 mod error;
+mod guess;
 pub mod llama;
 mod registry;
 pub mod table;
@@ -16,7 +17,9 @@ pub mod table;
 use std::fmt;
 
 pub use error::Error;
+pub use guess::guess;
 pub use registry::{Definition, FAMILIES, Family, Kind, find};
+pub use table::RowOrder;
 
 /// What a weight is for. Treatments are chosen by role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -106,7 +106,7 @@ fn validate(t: &Transformer, fields: &Fields<'_>) -> Result<(), Error> {
         expected: format!("{expected} in a {} model", fields.family()),
         found: found.to_string(),
     };
-    if t.heads % t.kv_heads != 0 {
+    if !t.heads.is_multiple_of(t.kv_heads) {
         return Err(wrong("num_key_value_heads", format!("a divisor of {} heads", t.heads), t.kv_heads));
     }
     if t.head_dim == 0 {
@@ -122,7 +122,7 @@ fn validate(t: &Transformer, fields: &Fields<'_>) -> Result<(), Error> {
         return Err(wrong("num_experts_per_tok", format!("at most {} experts", experts.count), experts.per_token));
     }
     if let Position::Rope(ropes) = &t.position
-        && let Some(rope) = ropes.iter().find(|rope| rope.dims % 2 != 0 || rope.dims > t.head_dim)
+        && let Some(rope) = ropes.iter().find(|rope| !rope.dims.is_multiple_of(2) || rope.dims > t.head_dim)
     {
         return Err(wrong("head_dim", "an even number of dimensions to rotate".into(), rope.dims));
     }

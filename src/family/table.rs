@@ -103,6 +103,18 @@ impl RowOrder {
             }
         }
     }
+
+    /// The row in the dialect that holds Hugging Face's row `row` of `rows`.
+    pub fn position(self, row: usize, rows: usize) -> usize {
+        match self {
+            RowOrder::Same => row,
+            RowOrder::RopePairs { heads } => {
+                let dim = rows / heads;
+                let (head, within) = (row / dim, row % dim);
+                head * dim + within % (dim / 2) * 2 + within / (dim / 2)
+            }
+        }
+    }
 }
 
 /// One line of a family's table. Patterns know `{base}`, `{layer}` and `{expert}`.

@@ -41,7 +41,8 @@ impl Companions {
     /// A file that is there and does not parse.
     pub fn read(folder: &Path) -> Result<Self> {
         let present = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
-        let config = present("config.json").map(|path| Ok::<_, Error>((path.clone(), read_json(&path)?))).transpose()?;
+        let config =
+            present("config.json").map(|path| Ok::<_, Error>((path.clone(), read_json(&path)?))).transpose()?;
         let pooling = present("1_Pooling/config.json").map(|path| read_pooling(&path)).transpose()?;
         Ok(Self { config, tokenizer: present("tokenizer.json"), pooling })
     }

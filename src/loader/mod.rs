@@ -101,7 +101,13 @@ impl Checkpoint {
         }
         self.find_family()?;
         if let (Some(_), Some(family)) = (self.gguf(), &self.family) {
-            llama_cpp::rename(&mut self.weights, family);
+            let names = llama_cpp::names(family);
+            for weight in &mut self.weights {
+                if let Some(&(name, order)) = names.get(weight.name.as_str()) {
+                    name.clone_into(&mut weight.name);
+                    weight.order = order;
+                }
+            }
         }
         self.by_name = self.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i)).collect();
         self.assign_slots()
@@ -260,9 +266,7 @@ impl Checkpoint {
 
     /// In which form the model is quantized, if it is.
     pub fn quantized(&self) -> Option<String> {
-        let stored = self.weights.iter().map(|weight| weight.encoding).find(|encoding| {
-            !encoding.is_plain()
-        });
+        let stored = self.weights.iter().map(|weight| weight.encoding).find(|encoding| !encoding.is_plain());
         let method = || {
             let config = self.config()?.get("quantization_config")?;
             let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
@@ -274,7 +278,8 @@ impl Checkpoint {
     /// Whether the quantization asks for int8 inputs of linear layers. What `int-quantized` means unless a config says that
     /// only weights are quantized.
     fn int8_activations(&self) -> bool {
-        let own = self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
+        let own =
+            self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
         let own: Option<Value> = own.and_then(|text| serde_json::from_str(text).ok());
         let config = own.as_ref().or_else(|| self.config()?.get("quantization_config"));
         let groups = config.and_then(|config| config.get("config_groups")).and_then(Value::as_object);

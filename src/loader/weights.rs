@@ -68,13 +68,14 @@ impl Weight {
     }
 }
 
-/// Rows and columns of a weight as a matrix: a convolution has a row for each output channel, everything else one for each
-/// line of its last dimension.
+/// Rows and columns of a weight as a matrix: a convolution has a row for each output channel, a vector rows of one, everything
+/// else a row for each line of its last dimension.
 pub fn matrix(role: Role, shape: &[u64]) -> (u64, u64) {
     match (role, shape) {
         (Role::Conv, [out, rest @ ..]) => (*out, rest.iter().product()),
-        (_, [rows @ .., cols]) => (rows.iter().product(), *cols),
         (_, []) => (1, 1),
+        (_, [rows]) => (*rows, 1),
+        (_, [rows @ .., cols]) => (rows.iter().product(), *cols),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Narrower floating point: f16 and bf16, rounded to nearest, ties to even.
+//! Narrower floating point: f16, bf16 and f32, rounded to nearest, ties to even.
 
 use formats::Dtype;
 use half::f16;
@@ -45,6 +45,8 @@ fn bounds(dtype: Dtype) -> (f64, f64) {
         // Half a step above the largest number, and half of the smallest (a tie, which goes to even: zero).
         Dtype::F16 => (f16::MAX.to_f64() + 16.0, f16::MIN_POSITIVE_SUBNORMAL.to_f64() / 2.0),
         Dtype::BF16 => (f64::from(f32::from_bits(0x7f7f_8000)), f64::from(f32::from_bits(0x8000))),
+        // Half a step above the largest f32, and half of the smallest.
+        Dtype::F32 => (f64::from(f32::MAX) + 2f64.powi(103), 2f64.powi(-150)),
         _ => (f64::INFINITY, 0.0),
     }
 }

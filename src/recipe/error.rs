@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use formats::Kind;
 
+use crate::loader;
+
 /// What goes wrong when a recipe is read or meets a model.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -31,6 +33,9 @@ pub enum Error {
     /// The output cannot be laid out.
     #[error(transparent)]
     Format(#[from] formats::Error),
+    /// The tokenizer or another file beside the weights cannot be read.
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
     /// The model cannot be said in the target's dialect.
     #[error("{}: cannot be written as {target}: {problem}. {next}", file.display())]
     Dialect {
@@ -52,6 +57,7 @@ impl Error {
             Self::Recipe { .. } | Self::Usage(_) => Kind::Usage,
             Self::AlreadyQuantized { .. } | Self::Dialect { .. } => Kind::Input,
             Self::Format(e) => e.kind(),
+            Self::Loader(e) => e.kind(),
         }
     }
 }

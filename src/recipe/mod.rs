@@ -2,6 +2,7 @@
 //! recipe and a checkpoint's headers make a [`Plan`].
 
 mod error;
+mod output;
 mod plan;
 mod rules;
 mod scheme;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
 
+use super::output::{Tensor, huggingface, llama_cpp};
 use super::{Error, Recipe, Result, Scheme};
-use crate::dialect::{self, Tensor};
 use crate::encoding::{Encoding, PartLayout, Unfit};
 use crate::family::Role;
 use crate::loader::{Checkpoint, Piece};
@@ -130,11 +130,15 @@ impl Step {
         self.outputs.iter().map(|at| plan.files[at.file].tensors[at.tensor].bytes().unwrap_or(0)).sum()
     }
 
-    /// Whether the numbers are stored in fewer bits than before.
+    /// Whether the output stores other numbers than the input: codes, or a float that cannot hold all of the input's.
     pub fn is_quantized(&self) -> bool {
-        !matches!(self.treatment, Treatment::Copy)
-            && self.encoding != Encoding::Plain(self.input)
-            && self.encoding != Encoding::Plain(Dtype::F32)
+        match self.treatment {
+            Treatment::Copy => false,
+            Treatment::Quantize(_) => true,
+            Treatment::Cast(Dtype::F64) => false,
+            Treatment::Cast(Dtype::F32) => self.input == Dtype::F64,
+            Treatment::Cast(dtype) => dtype != self.input,
+        }
     }
 }
 
@@ -163,8 +167,8 @@ impl Plan {
             }
         }
         let tensors = match format {
-            Format::Safetensors => dialect::huggingface::tensors(checkpoint, target == Target::Folder),
-            Format::Gguf => dialect::llama_cpp::tensors(checkpoint)?,
+            Format::Safetensors => huggingface::tensors(checkpoint, target == Target::Folder),
+            Format::Gguf => llama_cpp::tensors(checkpoint)?,
         };
         let mut plan = Self {
             target,
@@ -187,7 +191,7 @@ impl Plan {
         }
         plan.lay_out(checkpoint, recipe, format, tensors.files, metas, output)?;
         if target == Target::Folder {
-            dialect::huggingface::folder(checkpoint, &mut plan)?;
+            huggingface::folder(checkpoint, &mut plan)?;
         }
         Ok(plan)
     }
@@ -202,14 +206,14 @@ impl Plan {
         output: &Path,
     ) -> Result<()> {
         let metadata = match format {
-            Format::Safetensors => Some(dialect::huggingface::file_metadata(checkpoint, recipe, self)),
+            Format::Safetensors => Some(huggingface::file_metadata(checkpoint, recipe, self)),
             Format::Gguf => None,
         };
         for (name, tensors) in names.into_iter().zip(metas) {
             let layout = match &metadata {
                 Some(metadata) => formats::safetensors::layout(output, &tensors, metadata)?,
                 None => {
-                    let metadata = dialect::llama_cpp::metadata(checkpoint, recipe, self)?;
+                    let metadata = llama_cpp::metadata(checkpoint, recipe, self)?;
                     formats::gguf::layout(output, &tensors, &metadata)?
                 }
             };

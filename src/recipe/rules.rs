@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use regex::Regex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, Scheme};
+use crate::dialect::huggingface;
 use crate::family::{self, Role};
+use crate::loader::Checkpoint;
 
 /// Which weights, and what becomes of them.
 #[derive(Debug, Clone)]
@@ -18,6 +20,24 @@ pub struct Rule {
     pub role: Option<Role>,
     /// The treatment; `None` keeps the weight as it is.
     pub scheme: Option<Scheme>,
+}
+
+/// A recipe as it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    rule: Vec<Line>,
+}
+
+/// A rule as it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<String>,
+    scheme: String,
 }
 
 /// An ordered list of rules; the first that matches a weight decides. A weight that none matches is kept.
@@ -39,7 +59,8 @@ impl Rule {
         match (&self.name, self.role, self.scheme) {
             (None, None, Some(scheme)) => scheme.takes(role, model),
             (pattern, wanted, _) => {
-                pattern.as_ref().is_none_or(|pattern| pattern.is_match(name)) && wanted.is_none_or(|wanted| wanted == role)
+                pattern.as_ref().is_none_or(|pattern| pattern.is_match(name))
+                    && wanted.is_none_or(|wanted| wanted == role)
             }
         }
     }
@@ -84,48 +105,56 @@ impl Recipe {
     /// # Errors
     /// A file that cannot be read or says something else.
     pub fn read(file: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct File {
-            rule: Vec<Line>,
-        }
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Line {
-            name: Option<String>,
-            role: Option<String>,
-            scheme: String,
-        }
         let wrong = |found: String, expected: String| Error::Recipe { file: file.to_owned(), found, expected };
         let text = std::fs::read_to_string(file).map_err(formats::Error::io(file, "read"))?;
-        let parsed: File = toml::from_str(&text).map_err(|e| {
+        let parsed: Written = toml::from_str(&text).map_err(|e| {
             wrong(format!("does not parse: {}", e.message()), "[[rule]] tables with name, role and scheme".into())
         })?;
+        Self::parse(parsed).map_err(|(found, expected)| wrong(found, expected))
+    }
+
+    /// The rules as a written file's metadata hold them.
+    pub fn to_json(&self) -> String {
+        let line = |rule: &Rule| Line {
+            name: rule.name.as_ref().map(|name| name.as_str().to_owned()),
+            role: rule.role.map(|role| role.name().to_owned()),
+            scheme: rule.scheme.map_or("keep", Scheme::name).to_owned(),
+        };
+        let written = Written { rule: self.rules.iter().map(line).collect() };
+        serde_json::to_string(&written).unwrap_or_default()
+    }
+
+    /// The rules of a written file's metadata, if they are rules that this version knows.
+    fn from_json(text: &str) -> Option<Self> {
+        Self::parse(serde_json::from_str(text).ok()?).ok()
+    }
+
+    /// The recipe that a model's first file says it was made by.
+    pub fn recorded(checkpoint: &Checkpoint) -> Option<Self> {
+        Self::from_json(checkpoint.sources().first()?.metadata().get(huggingface::RULES)?)
+    }
+
+    /// Rules from their written form; else what was found and what was expected.
+    fn parse(written: Written) -> Result<Self, (String, String)> {
         let mut rules = Vec::new();
-        for (i, line) in parsed.rule.into_iter().enumerate() {
+        for (i, line) in written.rule.into_iter().enumerate() {
             let at = format!("rule {}", i + 1);
-            let name = match line.name {
-                Some(text) => {
-                    Some(Regex::new(&text).map_err(|e| wrong(format!("{at}: name: {e}"), "a regular expression".into()))?)
-                }
-                None => None,
-            };
-            let role = match line.role {
-                Some(text) => Some(Role::from_name(&text).ok_or_else(|| {
-                    wrong(format!("{at}: role `{text}`"), Role::ALL.map(Role::name).join(", "))
-                })?),
-                None => None,
-            };
+            let name = line.name.map(|text| Regex::new(&text)).transpose();
+            let name = name.map_err(|e| (format!("{at}: name: {e}"), "a regular expression".to_owned()))?;
+            let role = line.role.map(|text| {
+                let known = || Role::ALL.map(Role::name).join(", ");
+                Role::from_name(&text).ok_or_else(|| (format!("{at}: role `{text}`"), known()))
+            });
             let scheme = match line.scheme.as_str() {
                 "keep" => None,
                 text => Some(Scheme::from_name(text).ok_or_else(|| {
-                    wrong(format!("{at}: scheme `{text}`"), format!("keep, {}", Scheme::ALL.map(Scheme::name).join(", ")))
+                    (format!("{at}: scheme `{text}`"), format!("keep, {}", Scheme::ALL.map(Scheme::name).join(", ")))
                 })?),
             };
-            rules.push(Rule { name, role, scheme });
+            rules.push(Rule { name, role: role.transpose()?, scheme });
         }
         if rules.is_empty() {
-            return Err(wrong("no rule".into(), "at least one [[rule]]".into()));
+            return Err(("no rule".into(), "at least one [[rule]]".into()));
         }
         Ok(Self { rules })
     }
@@ -171,7 +200,11 @@ mod tests {
         assert_eq!(decide("model.embed_tokens.weight", Role::Embedding), None);
         assert_eq!(decide("lm_head.weight", Role::Head), None);
         assert_eq!(recipe.describe(), "name ~ layers\\.0\\. → keep; → int8");
-        assert!(recipe.rules[1].matches("embeddings.word_embeddings.weight", Role::Embedding, Some(family::Kind::Encoder)));
+        assert!(recipe.rules[1].matches(
+            "embeddings.word_embeddings.weight",
+            Role::Embedding,
+            Some(family::Kind::Encoder)
+        ));
     }
 
     #[test]
@@ -184,6 +217,8 @@ mod tests {
         };
         let text = "[[rule]]\nrole = \"head\"\nscheme = \"keep\"\n[[rule]]\nname = \"mlp\"\nscheme = \"w8a8\"\n[[rule]]\nscheme = \"f16\"\n";
         assert_eq!(read(text).unwrap(), "role = head → keep; name ~ mlp → int8; → f16");
+        let recipe = Recipe::read(&path).unwrap();
+        assert_eq!(Recipe::from_json(&recipe.to_json()).unwrap().describe(), recipe.describe());
         for (text, word) in [
             ("", "rule"),
             ("rule = []", "no rule"),

@@ -4,104 +4,30 @@
 mod metadata;
 mod tokenizer;
 
+use std::collections::HashMap;
+
 use formats::gguf::Metadata;
-use formats::{Dtype, TensorMeta};
 use serde_json::{Value, json};
 
-use super::{Tensor, Tensors};
-use crate::family::{Architecture, Family, Position, RopeScaling, Transformer};
-use crate::loader::{Checkpoint, Piece, Weight, matrix};
-use crate::recipe::{Error, Result};
+use crate::family::{Family, Position, RopeScaling, RowOrder, Transformer};
 
-pub use metadata::metadata;
+pub use metadata::{architecture, file_type};
+pub use tokenizer::tokenizer;
+
+/// What llama.cpp cannot be told, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsayable {
+    /// What it is.
+    pub problem: String,
+    /// What to do about it.
+    pub next: String,
+}
 
 /// The key under which our own files carry the original `config.json`, so that it returns exactly.
-pub(crate) const CONFIG_KEY: &str = "modelpress.config";
-
-fn refuse(checkpoint: &Checkpoint, problem: impl Into<String>, next: impl Into<String>) -> Error {
-    Error::Dialect {
-        file: checkpoint.path().to_owned(),
-        target: "GGUF for llama.cpp",
-        problem: problem.into(),
-        next: next.into(),
-    }
-}
-
-fn family(checkpoint: &Checkpoint) -> Result<(&Family, &Transformer, &'static str)> {
-    let Some(family) = checkpoint.family() else {
-        let why = checkpoint.no_family().unwrap_or("its family is not known");
-        return Err(refuse(checkpoint, why, "Give a folder with the model's config.json, of a supported family"));
-    };
-    match (&family.architecture, family.gguf) {
-        (Architecture::Transformer(t), Some(name)) => Ok((family, t, name)),
-        _ => Err(refuse(
-            checkpoint,
-            format!("llama.cpp has no architecture for a {}", family.name),
-            "Write safetensors instead: -o NAME.safetensors",
-        )),
-    }
-}
-
-/// The tensors of a checkpoint as llama.cpp names and orders them.
-///
-/// # Errors
-/// A family that llama.cpp does not have, or that is not known.
-pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
-    let (family, transformer, _) = family(checkpoint)?;
-    let mut tensors = Tensors { files: vec![String::new()], ..Tensors::default() };
-    let mut used = vec![false; checkpoint.weights().len()];
-    for expected in family.tensors() {
-        let Some(at) = expected.names.iter().find_map(|name| checkpoint.find(name)) else { continue };
-        let weight = &checkpoint.weights()[at];
-        used[at] = true;
-        let Some(place) = &expected.gguf else {
-            tensors.notes.push(format!("{}: llama.cpp has no place for it; left out", weight.name));
-            continue;
-        };
-        if place.stacked {
-            return Err(refuse(checkpoint, "its experts must be stacked", "Mixtures of experts cannot be written as GGUF yet"));
-        }
-        let mut shape = weight.shape.clone();
-        if expected.transposed {
-            shape.reverse();
-        }
-        let (rows, cols) = matrix(expected.role, &shape);
-        let piece = Piece {
-            weight: at,
-            rows: 0..if shape.len() == 1 { 1 } else { rows },
-            order: if shape.len() == 1 { crate::family::RowOrder::Same } else { place.rows },
-            transpose: expected.transposed,
-            shift: place.value_shift,
-        };
-        if shape.len() == 1 && place.rows != crate::family::RowOrder::Same {
-            return Err(refuse(
-                checkpoint,
-                format!("`{}` is a bias of rotated heads", weight.name),
-                "Models with attention biases cannot be written as GGUF yet",
-            ));
-        }
-        tensors.tensors.push(Tensor {
-            name: place.name.clone(),
-            canonical: weight.name.clone(),
-            role: expected.role,
-            shape,
-            rows,
-            cols,
-            pieces: vec![piece],
-            file: 0,
-        });
-    }
-    let rest = checkpoint.weights().iter().zip(used).filter(|(weight, used)| !used && !family.ignores(&weight.name));
-    tensors.notes.extend(rest.map(|(weight, _)| format!("{}: llama.cpp has no place for it; left out", weight.name)));
-    if let Some(factors) = rope_factors(transformer) {
-        let meta = TensorMeta::new("rope_freqs.weight", Dtype::F32, vec![factors.len() as u64]);
-        tensors.constants.push((meta, factors.iter().flat_map(|x| x.to_le_bytes()).collect()));
-    }
-    Ok(tensors)
-}
+pub const CONFIG_KEY: &str = "modelpress.config";
 
 /// What llama.cpp divides each rotation's frequency by, where Llama 3's scaling stretches wavelengths.
-fn rope_factors(transformer: &Transformer) -> Option<Vec<f32>> {
+pub fn rope_factors(transformer: &Transformer) -> Option<Vec<f32>> {
     let Position::Rope(ropes) = &transformer.position else { return None };
     let rope = ropes.first()?;
     let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = rope.scaling else {
@@ -136,9 +62,8 @@ pub fn config(gguf: &Metadata) -> Result<Value, String> {
     if arch != "llama" {
         return Err(format!("architecture `{arch}` cannot be read from GGUF yet; supported: llama"));
     }
-    let number = |key: &str| {
-        gguf.get_u64(&format!("{arch}.{key}")).ok_or_else(|| format!("the metadata lack `{arch}.{key}`"))
-    };
+    let number =
+        |key: &str| gguf.get_u64(&format!("{arch}.{key}")).ok_or_else(|| format!("the metadata lack `{arch}.{key}`"));
     let heads = number("attention.head_count")?;
     let hidden = number("embedding_length")?;
     let key = |key: &str| format!("{arch}.{key}");
@@ -163,13 +88,11 @@ pub fn config(gguf: &Metadata) -> Result<Value, String> {
     }))
 }
 
-/// Gives a GGUF file's weights their Hugging Face names and says in which order their rows are stored.
-pub fn rename(weights: &mut [Weight], family: &Family) {
-    for expected in family.tensors() {
-        let Some(place) = expected.gguf.as_ref().filter(|place| !place.stacked) else { continue };
-        if let Some(weight) = weights.iter_mut().find(|weight| weight.name == place.name) {
-            weight.name = expected.name().to_owned();
-            weight.order = place.rows;
-        }
-    }
+/// For each tensor name of llama.cpp's: the Hugging Face name, and the order in which rows are stored.
+pub fn names(family: &Family) -> HashMap<&str, (&str, RowOrder)> {
+    let placed = family.tensors().iter().filter_map(|expected| Some((expected, expected.gguf.as_ref()?)));
+    placed
+        .filter(|(_, place)| !place.stacked)
+        .map(|(expected, place)| (place.name.as_str(), (expected.name(), place.rows)))
+        .collect()
 }

@@ -1,15 +1,10 @@
 //! A byte-level BPE tokenizer in llama.cpp's keys. The pre-tokenizer is recognised by what `tokenizer.json` says it does, not
 //! by a hash of what it makes of a text, so that fine-tuned and home-made vocabularies work.
 
-use std::path::Path;
-
 use formats::gguf::{Array, Metadata, Value};
 use serde_json::Value as Json;
 
-use crate::loader::{Tokenizer, read_json};
-
-/// What cannot be said, and what to do about it.
-type Problem = (String, String);
+use super::Unsayable;
 
 /// llama.cpp's token types.
 const NORMAL: i32 = 1;
@@ -29,10 +24,22 @@ const PATTERNS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Adds a tokenizer's keys.
-pub fn write(path: &Path, config: Option<&Json>, vocab: usize, all: &mut Metadata) -> Result<(), Problem> {
-    let json: Json = read_json(path).map_err(|e| (e.to_string(), String::new()))?;
-    let unsupported = |what: String| (what, "Only byte-level BPE tokenizers can be written as GGUF yet".to_owned());
+/// Adds a tokenizer's keys, from its `tokenizer.json` and from the model's config, which names the special tokens. `adds_bos`:
+/// whether it puts a first token before every text.
+///
+/// # Errors
+/// A kind of tokenizer that cannot be written yet, or tokens that the model does not have.
+pub fn tokenizer(
+    json: &Json,
+    config: Option<&Json>,
+    vocab: usize,
+    adds_bos: bool,
+    all: &mut Metadata,
+) -> Result<(), Unsayable> {
+    let unsupported = |problem: String| Unsayable {
+        problem,
+        next: "Only byte-level BPE tokenizers can be written as GGUF yet".to_owned(),
+    };
     let model = &json["model"];
     if model["type"] != "BPE" || model["byte_fallback"] == true {
         return Err(unsupported(format!("its tokenizer is of type {}", model["type"])));
@@ -48,10 +55,10 @@ pub fn write(path: &Path, config: Option<&Json>, vocab: usize, all: &mut Metadat
             types[id] = kind;
             Ok(())
         }
-        _ => Err((
-            format!("token `{text}` has number {id}, and the model has {vocab} tokens"),
-            "Use the tokenizer.json that came with these weights".to_owned(),
-        )),
+        _ => Err(Unsayable {
+            problem: format!("token `{text}` has number {id}, and the model has {vocab} tokens"),
+            next: "Use the tokenizer.json that came with these weights".to_owned(),
+        }),
     };
     for (text, id) in model["vocab"].as_object().into_iter().flatten() {
         place(id, text, NORMAL)?;
@@ -80,8 +87,7 @@ pub fn write(path: &Path, config: Option<&Json>, vocab: usize, all: &mut Metadat
             all.push(format!("tokenizer.ggml.{key}"), Value::U32(id as u32));
         }
     }
-    let bos = Tokenizer::read(path).map_err(|e| (e.to_string(), String::new()))?.bos();
-    all.push("tokenizer.ggml.add_bos_token", Value::Bool(bos.is_some()));
+    all.push("tokenizer.ggml.add_bos_token", Value::Bool(adds_bos));
     Ok(())
 }
 

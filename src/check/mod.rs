@@ -1,0 +1,173 @@
+//! Original against written: what the compression cost. Always on the sealed, re-opened file, never on what is still in
+//! memory.
+
+pub mod chain;
+pub mod encoder;
+mod error;
+pub mod language;
+pub mod statistics;
+pub mod text;
+pub mod weights;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::family::{self, Architecture, Transformer};
+use crate::job::Job;
+use crate::loader::{Checkpoint, Tokenizer};
+use crate::recipe::Limits;
+
+pub use error::{Error, Result};
+pub use weights::WeightError;
+
+/// How outputs are compared.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Text for language models and encoders (one text a line); inputs for chains (.safetensors or .csv). A sample in the
+    /// program if absent.
+    pub text: Option<std::path::PathBuf>,
+    /// Longest window of tokens, special tokens included; the smaller of 512 and the model's if absent.
+    pub context: Option<usize>,
+    /// Most text tokens that are scored in all.
+    pub tokens: usize,
+    /// What is still good enough.
+    pub limits: Limits,
+}
+
+impl Options {
+    /// Text tokens that are scored where no flag says otherwise.
+    pub const DEFAULT_TOKENS: usize = 4096;
+}
+
+/// What the comparison of outputs found. This is `compress check --json`'s object.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind")]
+pub enum Outputs {
+    /// A decoder.
+    #[serde(rename = "language-model")]
+    Language(language::Comparison),
+    /// An encoder.
+    #[serde(rename = "encoder")]
+    Encoder(encoder::Comparison),
+    /// A chain of linear layers.
+    #[serde(rename = "linear-chain")]
+    Chain(chain::Comparison),
+    /// Outputs were not compared; the weights were.
+    #[serde(rename = "weights")]
+    Weights {
+        /// Whether what was compared is good enough.
+        passed: bool,
+        /// Why outputs were not compared.
+        #[serde(skip)]
+        why: String,
+    },
+}
+
+impl Outputs {
+    /// Whether the written file is good enough.
+    pub fn passed(&self) -> bool {
+        match self {
+            Self::Language(found) => found.passed,
+            Self::Encoder(found) => found.passed,
+            Self::Chain(found) => found.passed,
+            Self::Weights { passed, .. } => *passed,
+        }
+    }
+
+    fn fail(&mut self) {
+        match self {
+            Self::Language(found) => found.passed = false,
+            Self::Encoder(found) => found.passed = false,
+            Self::Chain(found) => found.passed = false,
+            Self::Weights { passed, .. } => *passed = false,
+        }
+    }
+}
+
+/// Everything that a check finds.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    /// Each weight's error, in the original's order.
+    pub weights: Vec<WeightError>,
+    /// Weights of the original that the other file does not have.
+    pub missing: Vec<String>,
+    /// The outputs.
+    pub outputs: Outputs,
+    /// What the outputs were computed from: the name of a file, or of the sample.
+    pub source: String,
+    /// Why the check failed, in words; empty if it passed.
+    pub failures: Vec<String>,
+}
+
+/// Compares two models: every weight, and outputs where the runtime knows the family.
+///
+/// # Errors
+/// Text that cannot be read or is too short, models whose weights have different shapes, an interrupt.
+pub fn compare(
+    original: &Arc<Checkpoint>,
+    written: &Arc<Checkpoint>,
+    options: &Options,
+    job: &Job,
+) -> Result<Findings> {
+    let weights::Table { errors, missing } = weights::compare(original, written, job)?;
+    let mut failures = Vec::new();
+    let broken: Vec<&str> = errors.iter().filter(|e| !e.finite).map(|e| e.name.as_str()).collect();
+    if !broken.is_empty() {
+        failures.push(format!("NaN or infinity was written in {}", broken.join(", ")));
+    }
+    let (mut outputs, source) = match outputs(original, written, options, job, &mut failures)? {
+        Ok(found) => found,
+        Err(why) => (Outputs::Weights { passed: true, why }, String::new()),
+    };
+    if !broken.is_empty() {
+        outputs.fail();
+    }
+    Ok(Findings { weights: errors, missing, outputs, source, failures })
+}
+
+/// The comparison of outputs, or in words why there is none.
+fn outputs(
+    original: &Arc<Checkpoint>,
+    written: &Arc<Checkpoint>,
+    options: &Options,
+    job: &Job,
+    failures: &mut Vec<String>,
+) -> Result<Result<(Outputs, String), NotCompared>> {
+    let Some(family) = original.family() else {
+        return Ok(Err(original.no_family().unwrap_or("the model's family is not known").to_owned()));
+    };
+    if written.family().is_none() {
+        let why = written.no_family().unwrap_or("the compressed model's family is not known");
+        return Ok(Err(format!("the compressed model cannot be run: {why}")));
+    }
+    let found = match family.kind {
+        family::Kind::Decoder => language::compare(original, written, options, job, failures)?
+            .map(|(found, source)| (Outputs::Language(found), source)),
+        family::Kind::Encoder => encoder::compare(original, written, options, job, failures)?
+            .map(|(found, source)| (Outputs::Encoder(found), source)),
+        family::Kind::Chain => {
+            let (found, source) = chain::compare(original, written, options, job, failures)?;
+            Ok((Outputs::Chain(found), source))
+        }
+    };
+    Ok(found)
+}
+
+/// In words, why outputs are not compared.
+pub type NotCompared = String;
+
+/// The original's tokenizer, or why outputs cannot be compared without it.
+fn tokenizer(original: &Checkpoint) -> Result<Result<Tokenizer, NotCompared>> {
+    match &original.companions().tokenizer {
+        Some(path) => Ok(Ok(Tokenizer::read(path)?)),
+        None => Ok(Err("there is no tokenizer.json beside the weights".to_owned())),
+    }
+}
+
+fn transformer(original: &Checkpoint) -> Result<&Transformer> {
+    match original.family().map(|family| &family.architecture) {
+        Some(Architecture::Transformer(shape)) => Ok(shape),
+        _ => Err(Error::Usage("this model is no transformer".to_owned())),
+    }
+}

@@ -1,0 +1,205 @@
+//! Every weight of the written file against the original's: how large the error is, in three measures.
+
+use serde::Serialize;
+
+use super::{Error, Result};
+use crate::job::Job;
+use crate::loader::{Checkpoint, Fetch, Piece, Scratch, View, Weight};
+
+/// How far a weight is from the original's.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WeightError {
+    /// Its name in the Hugging Face dialect.
+    pub name: String,
+    /// Signal-to-quantization-noise ratio, 10 · log₁₀(Σw² / Σ(w − ŵ)²), in dB; `None` if the weight is unchanged.
+    pub sqnr_db: Option<f64>,
+    /// Cosine between the two as vectors; 1 for two of zeros.
+    pub cosine: f64,
+    /// The largest |w − ŵ|.
+    pub max_abs_error: f64,
+    /// Whether all written numbers are finite.
+    #[serde(skip)]
+    pub finite: bool,
+    /// The written form.
+    #[serde(skip)]
+    pub encoding: String,
+}
+
+/// What the comparison of weights found.
+pub struct Table {
+    /// The errors, in the original's order.
+    pub errors: Vec<WeightError>,
+    /// Weights that the written file lacks.
+    pub missing: Vec<String>,
+}
+
+/// Values in a band: read from both files, compared, dropped.
+const BAND: u64 = 1 << 18;
+
+/// Sums over a band or a weight.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    signal: f64,
+    noise: f64,
+    product: f64,
+    written: f64,
+    largest: f64,
+    broken: bool,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Sums) {
+        self.signal += other.signal;
+        self.noise += other.noise;
+        self.product += other.product;
+        self.written += other.written;
+        self.largest = self.largest.max(other.largest);
+        self.broken |= other.broken;
+    }
+
+    /// Sums in eight lanes of f32 over short runs, and of f64 over the runs.
+    fn of(original: &[f32], written: &[f32]) -> Self {
+        const LANES: usize = 16;
+        const RUN: usize = 1024;
+        let mut sums = Self::default();
+        for (a, b) in original.chunks(RUN).zip(written.chunks(RUN)) {
+            let mut lanes = [[0f32; LANES]; 4];
+            let mut largest = [0f32; LANES];
+            let mut finite = true;
+            for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+                for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+                    let difference = a - b;
+                    lanes[0][i] += a * a;
+                    lanes[1][i] += difference * difference;
+                    lanes[2][i] += a * b;
+                    lanes[3][i] += b * b;
+                    largest[i] = if difference.abs() > largest[i] { difference.abs() } else { largest[i] };
+                    finite &= b.abs() <= f32::MAX;
+                }
+            }
+            let total = |lane: usize| lanes[lane].iter().map(|&x| f64::from(x)).sum::<f64>();
+            sums.add(&Sums {
+                signal: total(0),
+                noise: total(1),
+                product: total(2),
+                written: total(3),
+                largest: largest.iter().fold(0.0, |most: f64, &x| most.max(f64::from(x))),
+                broken: !finite,
+            });
+        }
+        sums
+    }
+}
+
+/// A weight that both files have.
+struct Pair<'a> {
+    weight: &'a Weight,
+    other: &'a Weight,
+    original: View,
+    written: View,
+    band_rows: u64,
+}
+
+/// Compares every weight that is numbers.
+///
+/// # Errors
+/// A weight whose shape differs, no weight in common, a read that fails, an interrupt.
+pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result<Table> {
+    let mut missing = Vec::new();
+    let mut pairs = Vec::new();
+    for (i, weight) in original.weights().iter().enumerate().filter(|(_, weight)| weight.is_numeric()) {
+        let Some(j) = written.find(&weight.name) else {
+            missing.push(weight.name.clone());
+            continue;
+        };
+        let other = &written.weights()[j];
+        if (weight.rows, weight.cols) != (other.rows, other.cols) {
+            return Err(Error::Shape {
+                file: written.path().to_owned(),
+                tensor: weight.name.clone(),
+                found: other.shape.clone(),
+                expected: weight.shape.clone(),
+                original: original.path().to_owned(),
+            });
+        }
+        if !other.is_numeric() {
+            missing.push(weight.name.clone());
+            continue;
+        }
+        pairs.push(Pair {
+            weight,
+            other,
+            original: original.view(&[Piece::whole(i, weight)], Fetch::Bands)?,
+            written: written.view(&[Piece::whole(j, other)], Fetch::Bands)?,
+            band_rows: (BAND / weight.cols.max(1)).clamp(1, weight.rows.max(1)),
+        });
+    }
+    if pairs.is_empty() && !missing.is_empty() {
+        return Err(Error::Nothing { written: written.path().to_owned(), original: original.path().to_owned() });
+    }
+    let tasks: Vec<(usize, u64)> = pairs
+        .iter()
+        .enumerate()
+        .flat_map(|(p, pair)| (0..pair.weight.rows).step_by(pair.band_rows as usize).map(move |row| (p, row)))
+        .collect();
+    job.progress.begin("check weights", pairs.iter().map(|pair| pair.weight.elements()).sum());
+    let sums = job.pool.try_map(tasks.len(), |i| {
+        job.cancel.check()?;
+        let (p, first) = tasks[i];
+        let pair = &pairs[p];
+        let rows = pair.band_rows.min(pair.weight.rows - first);
+        let mut numbers = vec![0f32; 2 * (rows * pair.weight.cols) as usize];
+        let (a, b) = numbers.split_at_mut((rows * pair.weight.cols) as usize);
+        let mut scratch = Scratch::default();
+        pair.original.try_read(first as usize, a, &mut scratch)?;
+        pair.written.try_read(first as usize, b, &mut scratch)?;
+        job.progress.advance(rows * pair.weight.cols);
+        Ok::<_, Error>(Sums::of(a, b))
+    });
+    job.progress.end();
+    let mut totals = vec![Sums::default(); pairs.len()];
+    for ((p, _), sums) in tasks.iter().zip(sums?) {
+        totals[*p].add(&sums);
+    }
+    let errors = pairs.iter().zip(&totals).map(|(pair, sums)| finish(pair, sums)).collect();
+    Ok(Table { errors, missing })
+}
+
+fn finish(pair: &Pair<'_>, sums: &Sums) -> WeightError {
+    let sizes = (sums.signal * sums.written).sqrt();
+    WeightError {
+        name: pair.weight.name.clone(),
+        sqnr_db: (sums.noise > 0.0).then(|| 10.0 * (sums.signal / sums.noise).log10()),
+        cosine: match (sizes > 0.0, sums.noise > 0.0) {
+            // Rounding of the sums must not make two equal weights look different.
+            (_, false) => 1.0,
+            (true, true) => (sums.product / sizes).min(1.0),
+            (false, true) => 0.0,
+        },
+        max_abs_error: sums.largest,
+        finite: !sums.broken,
+        encoding: pair.other.encoding.name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_agree_with_plain_ones() {
+        let a: Vec<f32> = (0..3001).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01).collect();
+        let b: Vec<f32> = a.iter().enumerate().map(|(i, x)| x + ((i % 7) as f32 - 3.0) * 1e-3).collect();
+        let sums = Sums::of(&a, &b);
+        let plain = |f: fn(f64, f64) -> f64| a.iter().zip(&b).map(|(&a, &b)| f(a.into(), b.into())).sum::<f64>();
+        for (found, expected) in [
+            (sums.signal, plain(|a, _| a * a)),
+            (sums.noise, plain(|a, b| (a - b) * (a - b))),
+            (sums.product, plain(|a, b| a * b)),
+            (sums.written, plain(|_, b| b * b)),
+        ] {
+            assert!((found - expected).abs() <= 1e-5 * expected, "{found} {expected}");
+        }
+        assert!(!sums.broken && Sums::of(&[1.0; 40], &[f32::NAN; 40]).broken);
+    }
+}

@@ -1,0 +1,181 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Compress model weights, prove the written file against the original, and refuse it when it is bad.
+#[derive(Debug, Parser)]
+#[command(name = "compress", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(after_help = "Exit codes: 0 done, 1 check failed, 2 usage, 3 bad input, 4 input/output, 130 interrupted.")]
+pub struct Cli {
+    /// Another command than compressing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Compressing.
+    #[command(flatten)]
+    pub compress: CompressArgs,
+}
+
+/// Commands other than compressing.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a model's format, family, size and tensors
+    Inspect(InspectArgs),
+    /// Compare a compressed model with its original
+    Check(CheckArgs),
+}
+
+/// Which weights are treated how.
+#[derive(Debug, Args)]
+pub struct RecipeArgs {
+    /// Symmetric int8, one scale for each output row (W8A8, for transformers and vLLM)
+    #[arg(long, group = "treatment")]
+    pub int8: bool,
+    /// Half precision
+    #[arg(long, group = "treatment")]
+    pub f16: bool,
+    /// Brain floating point
+    #[arg(long, group = "treatment")]
+    pub bf16: bool,
+    /// A scheme by name: int8, f16, bf16, q8_0
+    #[arg(long, value_name = "NAME", group = "treatment")]
+    pub scheme: Option<String>,
+    /// A list of rules, the first that matches a weight decides (TOML)
+    #[arg(long, value_name = "FILE", group = "treatment")]
+    pub recipe: Option<PathBuf>,
+    /// Keep weights whose name matches this regular expression; may be repeated
+    #[arg(long, value_name = "REGEX", conflicts_with = "recipe")]
+    pub keep: Vec<String>,
+    /// Quantize embeddings and the output head of decoders too (vLLM cannot read them so)
+    #[arg(long, conflicts_with = "recipe")]
+    pub embeddings: bool,
+}
+
+/// How outputs are compared.
+#[derive(Debug, Args)]
+pub struct CheckOptions {
+    /// Text to compute outputs on; for linear chains, inputs (.safetensors or .csv). A sample is built in
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Longest window in tokens [default: the smaller of 512 and the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 24))]
+    pub context: Option<u64>,
+    /// Most tokens that are scored
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
+    pub check_tokens: u64,
+    /// Largest mean KL divergence that passes, for decoders [default: the scheme's]
+    #[arg(long, value_name = "X")]
+    pub max_kl: Option<f64>,
+    /// Least mean cosine that passes, for encoders and chains [default: the scheme's]
+    #[arg(long, value_name = "X")]
+    pub min_cosine: Option<f64>,
+}
+
+/// Resources, and how results are told.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+    /// Most memory in use beyond the mapped input
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub memory: bytesize::ByteSize,
+    /// Read the input by offset instead of mapping it (for network file systems)
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print what becomes of every tensor
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// `compress MODEL`.
+#[derive(Debug, Args)]
+pub struct CompressArgs {
+    /// A safetensors file, or a folder with model.safetensors or model.safetensors.index.json
+    #[arg(value_name = "MODEL", required = true)]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Where to write [default: NAME-SCHEME.safetensors or the folder NAME-SCHEME, beside the input]
+    #[arg(short, long, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub check: CheckOptions,
+    /// Keep the output even if its check fails
+    #[arg(long)]
+    pub accept: bool,
+    /// Do not check the output
+    #[arg(long, conflicts_with = "accept")]
+    pub no_check: bool,
+    /// Show what would become of every tensor, and the size, without reading a weight
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace an earlier output
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `compress inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The model
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `compress check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The original model
+    #[arg(value_name = "ORIGINAL")]
+    pub original: PathBuf,
+    /// The compressed model
+    #[arg(value_name = "COMPRESSED")]
+    pub compressed: PathBuf,
+    #[command(flatten)]
+    pub check: CheckOptions,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_and_flags_parse() {
+        let cli = Cli::parse_from(["compress", "m.safetensors", "--int8", "--keep", "a", "--keep", "b"]);
+        assert!(cli.compress.recipe.int8 && cli.compress.recipe.keep == ["a", "b"]);
+        assert_eq!(cli.compress.common.memory.0, 512 << 20);
+        assert!(matches!(Cli::parse_from(["compress", "inspect", "m"]).command, Some(Command::Inspect(_))));
+        for wrong in [
+            &["compress"][..],
+            &["compress", "m", "--int8", "--f16"],
+            &["compress", "m", "--int8", "--check-tokens", "0"],
+            &["compress", "m", "--recipe", "r", "--embeddings"],
+            &["compress", "check", "m"],
+        ] {
+            assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `compress MODEL`: plan, write, check, publish, report.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use formats::{Access, Format, Sink};
+
+use super::args::{CompressArgs, RecipeArgs};
+use super::{Failure, check as check_command, print, print_json, progress};
+use crate::check::{self, Findings};
+use crate::job::Job;
+use crate::loader::{Checkpoint, Options};
+use crate::pipeline;
+use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
+use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
+
+pub fn run(args: &CompressArgs) -> Result<(), Failure> {
+    let Some(model) = &args.model else { return Err(Failure::Usage("no model given".into())) };
+    let recipe = recipe_of(&args.recipe)?.ok_or_else(|| {
+        Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
+    })?;
+    let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
+    let checkpoint = Arc::new(Checkpoint::open(model, &Options { access, ..Options::default() })?);
+    let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
+    let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
+    if args.dry_run || args.common.verbose {
+        let report = PlanReport::new(&checkpoint, &recipe, &plan, &output);
+        if args.dry_run && args.common.json {
+            return print_json(&report);
+        }
+        if args.dry_run {
+            return print(&plan_table(&report));
+        }
+        eprint!("{}", plan_table(&report));
+    }
+    let job = progress::job(&args.common)?;
+    let started = Instant::now();
+    let (sink, tally) = pipeline::write(&checkpoint, &plan, &output, args.force, &job)?;
+    let mut seconds = Seconds { compress: started.elapsed().as_secs_f64(), check: 0.0 };
+    let findings = if args.no_check {
+        None
+    } else {
+        let started = Instant::now();
+        let options = check_command::options(&args.check, limits(&recipe));
+        let found = check_staged(&checkpoint, &sink, target, access, &options, &job)?;
+        seconds.check = started.elapsed().as_secs_f64();
+        Some(found)
+    };
+    let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
+    if refused.is_none() {
+        job.cancel.check().map_err(pipeline::Error::from)?;
+        sink.publish()?;
+    }
+    let report = Report::new(&checkpoint, &recipe, &plan, &output, &tally, findings.as_ref(), seconds);
+    if args.common.json {
+        print_json(&report)?;
+    } else if !args.common.quiet {
+        print(&compress_table(&report))?;
+    }
+    match refused {
+        Some(found) => Err(Failure::Refused(format!(
+            "{}: refused and removed: {}. Keep more weights with --keep, loosen the limit, or take it as it is with --accept",
+            output.display(),
+            found.failures.join("; ")
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Opens the sealed output, which has no name yet, and compares it with the original.
+fn check_staged(
+    original: &Arc<Checkpoint>,
+    sink: &Sink,
+    target: Target,
+    access: Access,
+    options: &check::Options,
+    job: &Job,
+) -> Result<Findings, Failure> {
+    // A single file is the original's own config's: what else lies in the folder may belong to another model.
+    let companions = Some(original.companions().clone()).filter(|_| target != Target::Folder);
+    let written = Arc::new(Checkpoint::open(sink.staging(), &Options { access, companions, ..Options::default() })?);
+    Ok(check::compare(original, &written, options, job)?)
+}
+
+/// The recipe that flags ask for, if they ask for one.
+pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
+    if let Some(file) = &args.recipe {
+        return Ok(Some(Recipe::read(file)?));
+    }
+    let named = match &args.scheme {
+        Some(name) => Some(Scheme::from_name(name).ok_or_else(|| {
+            Failure::Usage(format!(
+                "--scheme {name}: no such scheme; there are {}",
+                Scheme::ALL.map(Scheme::name).join(", ")
+            ))
+        })?),
+        None => None,
+    };
+    let flags = [(args.int8, Scheme::Int8), (args.f16, Scheme::F16), (args.bf16, Scheme::BF16)];
+    let scheme = named.or_else(|| flags.into_iter().find(|(on, _)| *on).map(|(_, scheme)| scheme));
+    match scheme {
+        Some(scheme) => Ok(Some(Recipe::from_flags(scheme, &args.keep, args.embeddings)?)),
+        None => Ok(None),
+    }
+}
+
+/// The loosest limits of the recipe's schemes.
+fn limits(recipe: &Recipe) -> Limits {
+    let strict = Scheme::F16.limits();
+    recipe
+        .schemes()
+        .into_iter()
+        .map(Scheme::limits)
+        .fold(strict, |a, b| Limits { max_kl: a.max_kl.max(b.max_kl), min_cosine: a.min_cosine.min(b.min_cosine) })
+}
+
+/// What is written, and where: by the output's extension, else by the scheme and by what the input is.
+fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Result<(Target, PathBuf), Failure> {
+    let needed = recipe.schemes().into_iter().find_map(Scheme::container);
+    let is_folder = checkpoint.files().whole_folder;
+    if let Some(output) = output {
+        let extension = output.extension().and_then(|ext| ext.to_str());
+        let target = match extension {
+            Some("gguf") => Target::File(Format::Gguf),
+            Some("safetensors") => Target::File(Format::Safetensors),
+            _ if needed == Some(Format::Gguf) => {
+                return Err(Failure::Usage(format!(
+                    "{}: this scheme is stored as GGUF; expected an output that ends in .gguf. Change -o",
+                    output.display()
+                )));
+            }
+            _ if is_folder => Target::Folder,
+            _ => Target::File(Format::Safetensors),
+        };
+        return Ok((target, output.to_owned()));
+    }
+    let suffix = recipe.short_name();
+    let path = checkpoint.path();
+    // A path such as `.` or `..` has no name of its own.
+    let named =
+        if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or(path.to_owned()) };
+    let beside = |name: String| named.with_file_name(name);
+    let part =
+        |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (target, name) = match (needed, is_folder) {
+        (Some(Format::Gguf), true) => {
+            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_name())))
+        }
+        (Some(Format::Gguf), false) => {
+            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_stem())))
+        }
+        (_, true) => (Target::Folder, format!("{}-{suffix}", part(named.file_name()))),
+        (_, false) => (Target::File(Format::Safetensors), format!("{}-{suffix}.safetensors", part(named.file_stem()))),
+    };
+    Ok((target, beside(name)))
+}

@@ -1,0 +1,51 @@
+//! From errors to exit codes.
+
+use formats::Kind;
+
+use crate::{check, loader, pipeline, recipe};
+
+/// Whatever ends the program other than success.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // Each is one stage's error.
+pub enum Failure {
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
+    #[error(transparent)]
+    Recipe(#[from] recipe::Error),
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+    #[error(transparent)]
+    Check(#[from] check::Error),
+    /// A combination of options that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The check failed, and its findings were printed.
+    #[error("{0}")]
+    Refused(String),
+    /// Standard output cannot be written.
+    #[error("cannot print: {0}")]
+    Output(std::io::Error),
+}
+
+/// The exit code that a failure stands for.
+pub fn code(failure: &Failure) -> u8 {
+    let kind = match failure {
+        Failure::Format(e) => e.kind(),
+        Failure::Loader(e) => e.kind(),
+        Failure::Recipe(e) => e.kind(),
+        Failure::Pipeline(e) => e.kind(),
+        Failure::Check(e) => e.kind(),
+        Failure::Usage(_) => Kind::Usage,
+        Failure::Refused(_) => Kind::Check,
+        Failure::Output(_) => Kind::Io,
+    };
+    match kind {
+        Kind::Check => 1,
+        Kind::Usage => 2,
+        Kind::Input => 3,
+        Kind::Io => 4,
+        Kind::Interrupted => 130,
+    }
+}

@@ -1,0 +1,41 @@
+//! The command line: arguments, resolved into options, become calls of the library.
+
+mod args;
+mod check;
+mod compress;
+mod exit;
+mod inspect;
+mod progress;
+
+use std::io::Write;
+
+pub use args::Cli;
+pub use exit::{Failure, code};
+
+use args::Command;
+
+/// Runs the program.
+///
+/// # Errors
+/// Whatever went wrong, with its exit code to be had from [`code`].
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Check(args)) => check::run(&args),
+        None => compress::run(&cli.compress),
+    }
+}
+
+/// Prints a command's result. A reader that has gone is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Output(e)),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|e| Failure::Output(e.into()))?;
+    print(&format!("{text}\n"))
+}

@@ -1,0 +1,341 @@
+//! One versioned value with everything that a run found out, and its forms: JSON for machines, a table for people.
+
+mod terminal;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use crate::check::{Findings, Outputs, WeightError};
+use crate::loader::Checkpoint;
+use crate::pipeline::Tally;
+use crate::recipe::{Plan, Recipe, Scheme, Target};
+
+pub use terminal::{bytes, check_table, compress_table, inspect_table, plan_table};
+
+/// The version of the JSON objects' shape.
+pub const SCHEMA: u32 = 1;
+
+/// Weights with the largest errors that a report names.
+const WORST: usize = 5;
+
+/// What `compress MODEL --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    schema: u32,
+    version: &'static str,
+    recipe: String,
+    input: Input,
+    output: Place,
+    /// Input bytes over output bytes.
+    ratio: f64,
+    seconds: Seconds,
+    weights: Weights,
+    check: Option<Outputs>,
+    /// What outputs were compared on.
+    text: Option<String>,
+    /// Programs that load such a file.
+    clients: Vec<String>,
+    /// What the user should know.
+    notes: Vec<String>,
+    /// Why the check failed.
+    failures: Vec<String>,
+    #[serde(skip)]
+    table: Vec<(String, usize, u64, u64)>,
+}
+
+/// A model that was read.
+#[derive(Debug, Clone, Serialize)]
+struct Input {
+    #[serde(serialize_with = "path")]
+    path: PathBuf,
+    bytes: u64,
+    tensors: usize,
+}
+
+/// A model that was or would be written.
+#[derive(Debug, Clone, Serialize)]
+struct Place {
+    #[serde(serialize_with = "path")]
+    path: PathBuf,
+    bytes: u64,
+}
+
+fn path<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(&path.display().to_string())
+}
+
+/// How long each stage took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Seconds {
+    /// Reading, quantizing and writing, until the disk has it.
+    pub compress: f64,
+    /// Comparing.
+    pub check: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Weights {
+    quantized: usize,
+    kept: usize,
+    worst: Vec<WeightError>,
+}
+
+impl Report {
+    /// Puts together what a run found.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        plan: &Plan,
+        output: &Path,
+        tally: &Tally,
+        findings: Option<&Findings>,
+        seconds: Seconds,
+    ) -> Self {
+        let quantized = plan.steps.iter().filter(|step| step.is_quantized()).count();
+        let written = plan.weight_bytes();
+        let mut notes = plan_notes(plan, recipe);
+        let vanished: u64 = tally.notes.iter().map(|notes| notes.vanished).sum();
+        if vanished > 0 {
+            notes.push(format!("{vanished} values were too small for their new dtype and became zero"));
+        }
+        if let Some(missing) = findings.map(|findings| &findings.missing).filter(|missing| !missing.is_empty()) {
+            notes.push(format!("not in the output: {}", missing.join(", ")));
+        }
+        Self {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION"),
+            recipe: recipe.describe(),
+            input: input(checkpoint),
+            output: Place { path: output.to_owned(), bytes: written },
+            ratio: checkpoint.bytes() as f64 / written.max(1) as f64,
+            seconds,
+            weights: Weights {
+                quantized,
+                kept: plan.steps.len() - quantized,
+                worst: findings.map(|findings| worst(&findings.weights)).unwrap_or_default(),
+            },
+            check: findings.map(|findings| findings.outputs.clone()),
+            text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
+            clients: clients(plan, recipe),
+            notes,
+            failures: findings.map(|findings| findings.failures.clone()).unwrap_or_default(),
+            table: by_encoding(plan),
+        }
+    }
+}
+
+fn input(checkpoint: &Checkpoint) -> Input {
+    Input {
+        path: checkpoint.path().to_owned(),
+        bytes: checkpoint.bytes(),
+        tensors: checkpoint.sources().iter().map(|source| source.tensors().len()).sum(),
+    }
+}
+
+fn by_encoding(plan: &Plan) -> Vec<(String, usize, u64, u64)> {
+    plan.by_encoding().into_iter().map(|(name, (count, values, bytes))| (name, count, values, bytes)).collect()
+}
+
+/// The weights with the lowest signal-to-noise ratio, worst first; unchanged ones are not among them unless all are.
+fn worst(errors: &[WeightError]) -> Vec<WeightError> {
+    let mut order: Vec<&WeightError> = errors.iter().collect();
+    let rank = |e: &WeightError| e.sqnr_db.unwrap_or(f64::INFINITY);
+    order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+    let changed = order.iter().filter(|e| e.sqnr_db.is_some()).count();
+    order.truncate(WORST.min(if changed > 0 { changed } else { WORST }));
+    order.into_iter().cloned().collect()
+}
+
+/// What a plan's reader should know before anything is written.
+fn plan_notes(plan: &Plan, recipe: &Recipe) -> Vec<String> {
+    let mut notes = plan.notes.clone();
+    let (now, int8) = plan.kept_embeddings();
+    if now > int8 && recipe.schemes().contains(&Scheme::Int8) {
+        notes.push(format!(
+            "embeddings and output head keep their dtype, because vLLM cannot read them quantized; --embeddings would save {} more",
+            bytes(now - int8)
+        ));
+    }
+    if !plan.left_out.is_empty() {
+        let names: Vec<String> = plan.left_out.iter().map(|name| name.display().to_string()).collect();
+        notes.push(format!("not copied, since they hold the original weights: {}", names.join(", ")));
+    }
+    notes
+}
+
+/// Programs that are known to load such an output.
+fn clients(plan: &Plan, recipe: &Recipe) -> Vec<String> {
+    use crate::family::Role;
+    let int8 = |role: Role| plan.steps.iter().any(|step| step.role == role && step.is_quantized());
+    let schemes = recipe.schemes();
+    let mut clients = vec!["modelpress".to_owned()];
+    let mut add = |name: &str| clients.push(name.to_owned());
+    match plan.target {
+        Target::File(formats::Format::Gguf) => add("llama.cpp and what is built on it (ollama, LM Studio)"),
+        _ if schemes.iter().all(|scheme| scheme.is_cast()) => {
+            add("transformers");
+            add("vLLM");
+            add("every reader of safetensors");
+        }
+        _ if int8(Role::Experts) || int8(Role::Conv) => {}
+        Target::Folder => {
+            add("transformers with compressed-tensors");
+            if !int8(Role::Embedding) && !int8(Role::Head) {
+                add("vLLM");
+            }
+        }
+        Target::File(_) => {
+            add("transformers with compressed-tensors, beside a config.json with its quantization_config")
+        }
+    }
+    clients
+}
+
+/// What `compress MODEL --dry-run --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanReport {
+    schema: u32,
+    version: &'static str,
+    recipe: String,
+    rules: Vec<String>,
+    input: Input,
+    output: Place,
+    ratio: f64,
+    tensors: Vec<PlannedWeight>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct PlannedWeight {
+    name: String,
+    role: &'static str,
+    values: u64,
+    from: String,
+    to: String,
+    bytes: u64,
+    /// The number of the rule that decided, counted from 1; null if none matched.
+    rule: Option<usize>,
+    note: Option<String>,
+}
+
+impl PlanReport {
+    /// Describes a plan.
+    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan, output: &Path) -> Self {
+        let written = plan.weight_bytes();
+        let tensors = plan.steps.iter().map(|step| PlannedWeight {
+            name: step.name.clone(),
+            role: step.role.name(),
+            values: step.elements(),
+            from: checkpoint.weights()[step.pieces[0].weight].encoding.name(),
+            to: step.encoding.name(),
+            bytes: step.output_bytes(plan),
+            rule: step.decision.rule.map(|rule| rule + 1),
+            note: step.decision.note.clone(),
+        });
+        Self {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION"),
+            recipe: recipe.describe(),
+            rules: recipe.rules.iter().map(crate::recipe::Rule::describe).collect(),
+            input: input(checkpoint),
+            output: Place { path: output.to_owned(), bytes: written },
+            ratio: checkpoint.bytes() as f64 / written.max(1) as f64,
+            tensors: tensors.collect(),
+            notes: plan_notes(plan, recipe),
+        }
+    }
+}
+
+/// What `compress inspect --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    schema: u32,
+    #[serde(serialize_with = "path")]
+    path: PathBuf,
+    format: &'static str,
+    family: Option<&'static str>,
+    /// Why outputs cannot be computed.
+    unsupported: Option<String>,
+    /// Config fields that this version does not know.
+    unknown_config_fields: Vec<String>,
+    quantized: Option<String>,
+    recipe: Option<String>,
+    parameters: u64,
+    bytes: u64,
+    encodings: Vec<EncodingShare>,
+    tensors: Vec<InspectedWeight>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct EncodingShare {
+    encoding: String,
+    weights: usize,
+    values: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct InspectedWeight {
+    name: String,
+    role: &'static str,
+    encoding: String,
+    shape: Vec<u64>,
+    bytes: u64,
+    /// The rule that decides about it, if the file or the call names a recipe.
+    rule: Option<String>,
+}
+
+impl Inspection {
+    /// Describes a model; with a recipe, also which rule decides about which weight.
+    pub fn new(checkpoint: &Checkpoint, recipe: Option<&Recipe>) -> Self {
+        let model = checkpoint.family().map(|family| family.kind);
+        let mut encodings: Vec<EncodingShare> = Vec::new();
+        let mut tensors = Vec::new();
+        for weight in checkpoint.weights() {
+            let places = weight.tensors.iter().map(|at| checkpoint.sources()[at.source].place(at.tensor));
+            let size = places.map(|place| place.end - place.start).sum();
+            let name = weight.encoding.name();
+            match encodings.iter_mut().find(|share| share.encoding == name) {
+                Some(share) => {
+                    share.weights += 1;
+                    share.values += weight.elements();
+                    share.bytes += size;
+                }
+                None => encodings.push(EncodingShare {
+                    encoding: name.clone(),
+                    weights: 1,
+                    values: weight.elements(),
+                    bytes: size,
+                }),
+            }
+            let rule = recipe.map(|recipe| {
+                let rule = recipe.rules.iter().find(|rule| rule.matches(&weight.name, weight.role, model));
+                rule.map_or_else(|| "(none: kept)".to_owned(), crate::recipe::Rule::describe)
+            });
+            tensors.push(InspectedWeight {
+                name: weight.name.clone(),
+                role: weight.role.name(),
+                encoding: name,
+                shape: weight.shape.clone(),
+                bytes: size,
+                rule,
+            });
+        }
+        encodings.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+        Self {
+            schema: SCHEMA,
+            path: checkpoint.path().to_owned(),
+            format: checkpoint.format().name(),
+            family: checkpoint.family().map(|family| family.name),
+            unsupported: checkpoint.no_family().map(str::to_owned),
+            unknown_config_fields: checkpoint.family().map(|family| family.config.unknown.clone()).unwrap_or_default(),
+            quantized: checkpoint.quantized(),
+            recipe: recipe.map(Recipe::describe),
+            parameters: checkpoint.parameters(),
+            bytes: checkpoint.bytes(),
+            encodings,
+            tensors,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Reports as text for people.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Inspection, PlanReport, Report};
+use crate::check::{Findings, Outputs, WeightError};
+
+/// A number of bytes in the units in which disks and memory are sold: 22.7 MB.
+pub fn bytes(n: u64) -> String {
+    bytesize::ByteSize::b(n).display().si().to_string()
+}
+
+fn table(head: &[&str], right_from: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(head.iter().copied());
+    for i in right_from..head.len() {
+        if let Some(column) = table.column_mut(i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A table without the blanks that fill its lines.
+fn text_of(table: &Table) -> String {
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// What `compress MODEL` prints.
+pub fn compress_table(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}: {} → {}, {:.2} times smaller\n",
+        report.output.path.display(),
+        bytes(report.input.bytes),
+        bytes(report.output.bytes),
+        report.ratio
+    );
+    let mut parts = table(&["stored as", "weights", "values", "bytes"], 1);
+    for (name, count, values, size) in &report.table {
+        parts.add_row([name.clone(), count.to_string(), values.to_string(), bytes(*size)]);
+    }
+    out.push_str(&text_of(&parts));
+    if !report.weights.worst.is_empty() {
+        out.push('\n');
+        out.push_str(&worst_table(&report.weights.worst));
+    }
+    out.push('\n');
+    match &report.check {
+        Some(outputs) => out.push_str(&outputs_text(outputs, report.text.as_deref().unwrap_or_default())),
+        None => out.push_str("Not checked, as asked: nobody knows how good this file is.\n"),
+    }
+    let rate = |seconds: f64| if seconds > 0.0 { report.input.bytes as f64 / 1e6 / seconds } else { 0.0 };
+    let _ = write!(out, "\ncompress {:.1} s ({:.0} MB/s)", report.seconds.compress, rate(report.seconds.compress));
+    if report.check.is_some() {
+        let _ = write!(out, ", check {:.1} s ({:.0} MB/s)", report.seconds.check, rate(report.seconds.check));
+    }
+    out.push('\n');
+    let _ = writeln!(out, "loads in: {}", report.clients.join("; "));
+    for note in &report.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    for failure in &report.failures {
+        let _ = writeln!(out, "FAILED: {failure}");
+    }
+    out
+}
+
+fn worst_table(worst: &[WeightError]) -> String {
+    let mut rows = table(&["largest errors", "SQNR dB", "cosine", "max |error|"], 1);
+    for weight in worst {
+        rows.add_row([
+            weight.name.clone(),
+            weight.sqnr_db.map_or_else(|| "exact".to_owned(), |db| format!("{db:.1}")),
+            format!("{:.6}", weight.cosine),
+            format!("{:.3e}", weight.max_abs_error),
+        ]);
+    }
+    text_of(&rows)
+}
+
+fn outputs_text(outputs: &Outputs, source: &str) -> String {
+    let mut out = String::new();
+    match outputs {
+        Outputs::Language(found) => {
+            let kl = &found.kl;
+            let _ = writeln!(out, "outputs on {} tokens of {source}:", found.tokens);
+            let _ = writeln!(
+                out,
+                "  perplexity {:.4} → {:.4}, same top token {:.2}%",
+                found.original.perplexity,
+                found.compressed.perplexity,
+                100.0 * found.same_top
+            );
+            let _ = writeln!(
+                out,
+                "  KL divergence: mean {:.6} ± {:.6}, median {:.6}, 90% {:.6}, 99% {:.6}, 99.9% {:.6}, max {:.6}",
+                kl.mean, kl.standard_error, kl.p50, kl.p90, kl.p99, kl.p999, kl.max
+            );
+        }
+        Outputs::Encoder(found) => {
+            let _ = writeln!(out, "embeddings of {} texts of {source}:", found.texts);
+            let _ = writeln!(
+                out,
+                "  cosine: mean {:.6}, least {:.6}; rank correlation of similarities {:.6}",
+                found.cosine.mean, found.cosine.min, found.rank_correlation
+            );
+        }
+        Outputs::Chain(found) => {
+            let _ = writeln!(out, "outputs of {} rows of {source}:", found.rows);
+            let _ =
+                writeln!(out, "  mean squared error {:.3e}, relative error {:.3e}", found.mse, found.relative_error);
+        }
+        Outputs::Weights { why, .. } => {
+            let _ = writeln!(out, "Weights were compared, outputs were not: {why}.");
+        }
+    }
+    let _ = writeln!(out, "check {}", if outputs.passed() { "passed" } else { "FAILED" });
+    out
+}
+
+/// What `compress check` prints.
+pub fn check_table(findings: &Findings) -> String {
+    let mut out = worst_table(&super::worst(&findings.weights));
+    out.push('\n');
+    out.push_str(&outputs_text(&findings.outputs, &findings.source));
+    if !findings.missing.is_empty() {
+        let _ = writeln!(out, "note: not in the compressed file: {}", findings.missing.join(", "));
+    }
+    for failure in &findings.failures {
+        let _ = writeln!(out, "FAILED: {failure}");
+    }
+    out
+}
+
+/// What `compress MODEL --dry-run` prints.
+pub fn plan_table(plan: &PlanReport) -> String {
+    let mut out = String::new();
+    let mut rows = table(&["tensor", "role", "values", "from", "to", "bytes", "rule"], 7);
+    for tensor in &plan.tensors {
+        let rule = match (&tensor.note, tensor.rule) {
+            (Some(note), Some(rule)) => format!("{rule}: {note}"),
+            (None, Some(rule)) => rule.to_string(),
+            (_, None) => "none".to_owned(),
+        };
+        rows.add_row([
+            tensor.name.clone(),
+            tensor.role.to_owned(),
+            tensor.values.to_string(),
+            tensor.from.clone(),
+            tensor.to.clone(),
+            tensor.bytes.to_string(),
+            rule,
+        ]);
+    }
+    out.push_str(&text_of(&rows));
+    out.push('\n');
+    for (i, rule) in plan.rules.iter().enumerate() {
+        let _ = writeln!(out, "rule {}: {rule}", i + 1);
+    }
+    let _ = writeln!(
+        out,
+        "{}: {} → {} ({} bytes), {:.2} times smaller; nothing was written",
+        plan.output.path.display(),
+        bytes(plan.input.bytes),
+        bytes(plan.output.bytes),
+        plan.output.bytes,
+        plan.ratio
+    );
+    for note in &plan.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    out
+}
+
+/// What `compress inspect` prints.
+pub fn inspect_table(found: &Inspection) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}: {}, {}, {} parameters, {}",
+        found.path.display(),
+        found.format,
+        found.family.unwrap_or("unknown family"),
+        found.parameters,
+        bytes(found.bytes)
+    );
+    if let Some(quantized) = &found.quantized {
+        let _ = writeln!(out, "quantized: {quantized}");
+    }
+    if let Some(recipe) = &found.recipe {
+        let _ = writeln!(out, "recipe: {recipe}");
+    }
+    if let Some(why) = &found.unsupported {
+        let _ = writeln!(out, "outputs cannot be computed: {why}");
+    }
+    if !found.unknown_config_fields.is_empty() {
+        let _ = writeln!(out, "config fields that are not known here: {}", found.unknown_config_fields.join(", "));
+    }
+    out.push('\n');
+    let mut shares = table(&["stored as", "weights", "values", "bytes"], 1);
+    for share in &found.encodings {
+        shares.add_row([
+            share.encoding.clone(),
+            share.weights.to_string(),
+            share.values.to_string(),
+            bytes(share.bytes),
+        ]);
+    }
+    out.push_str(&text_of(&shares));
+    out.push('\n');
+    let ruled = found.recipe.is_some();
+    let head: &[&str] = if ruled {
+        &["tensor", "role", "stored as", "shape", "bytes", "rule"]
+    } else {
+        &["tensor", "role", "stored as", "shape", "bytes"]
+    };
+    let mut rows = table(head, head.len());
+    for tensor in &found.tensors {
+        let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+        let mut row = vec![
+            tensor.name.clone(),
+            tensor.role.to_owned(),
+            tensor.encoding.clone(),
+            shape.join(" × "),
+            tensor.bytes.to_string(),
+        ];
+        row.extend(tensor.rule.clone());
+        rows.add_row(row);
+    }
+    out.push_str(&text_of(&rows));
+    out
+}

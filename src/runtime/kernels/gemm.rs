@@ -1,0 +1,134 @@
+//! The f32 matrix product, by the crate `gemm`, on the caller's thread.
+
+use gemm::Parallelism;
+
+use super::tiles::Tile;
+
+/// A row-major matrix, or some columns of one.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// `rows` rows of `cols` columns; a row begins `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If `data` ends before the last row does, or rows overlap.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(cols <= stride && isize::try_from(stride).is_ok(), "rows do not overlap");
+        let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(cols));
+        assert!(end.is_some_and(|end| end <= data.len()), "rows lie within the data");
+        Self { data, rows, cols, stride }
+    }
+}
+
+/// out = factor · x · wᵀ: x is `[m, k]`, w `[n, k]`, out `[m, n]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn times_transposed(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_>) {
+    /// For fewer rows, packing w costs more than reading it again for each row does.
+    const FEW: usize = 8;
+
+    assert!(x.cols == w.cols && x.rows == out.rows() && w.rows == out.cols(), "shapes fit");
+    let (w_rows, w) = (w.rows, (w.data, 1, w.stride as isize));
+    if x.rows < FEW {
+        for i in 0..x.rows {
+            let row = View::new(&x.data[i * x.stride..], 1, x.cols, x.stride);
+            product(row, w, factor, &mut Tile::whole(out.row(i), w_rows));
+        }
+    } else {
+        product(x, w, factor, out);
+    }
+}
+
+/// out = x · w: x is `[m, k]`, w `[k, n]`, out `[m, n]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn times(x: View<'_>, w: View<'_>, out: &mut Tile<'_>) {
+    assert!(x.cols == w.rows && x.rows == out.rows() && w.cols == out.cols(), "shapes fit");
+    product(x, (w.data, w.stride as isize, 1), 1.0, out);
+}
+
+/// The product with a right side of which rows and columns lie the given strides apart.
+fn product(x: View<'_>, (w, row_stride, col_stride): (&[f32], isize, isize), factor: f32, out: &mut Tile<'_>) {
+    let (m, n, k) = (x.rows, out.cols(), x.cols);
+    if k == 0 {
+        (0..m).for_each(|i| out.row(i).fill(0.0));
+        return;
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    // SAFETY: `View::new` and `Tile` saw that every row of the three matrices lies within memory that is borrowed until
+    // after this call, shared for x and w, exclusive for out; the callers above saw that the shapes fit these views. With
+    // `read_dst` false, out's old contents are not read.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.start(),
+            1,
+            out.stride() as isize,
+            false,
+            x.data.as_ptr(),
+            1,
+            x.stride as isize,
+            w.as_ptr(),
+            col_stride,
+            row_stride,
+            0.0,
+            factor,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::testing::{Noise, close};
+
+    #[test]
+    fn products_equal_a_plain_loop_on_views_and_tiles() {
+        let mut noise = Noise::new(1);
+        for (m, n, k) in [(0, 3, 2), (1, 1, 1), (2, 3, 0), (1, 33, 70), (17, 5, 129), (64, 48, 600)] {
+            let (x, w) = (noise.vec(m * (k + 3)), noise.vec(n * (k + 1)));
+            let mut out = vec![9.0; m * n];
+            times_transposed(
+                View::new(&x, m, k, k + 3),
+                View::new(&w, n, k, k + 1),
+                0.5,
+                &mut Tile::whole(&mut out, n),
+            );
+            let oracle = |i: usize, j: usize| -> f64 {
+                (0..k).map(|l| f64::from(x[i * (k + 3) + l]) * f64::from(w[j * (k + 1) + l])).sum::<f64>() * 0.5
+            };
+            let expected: Vec<f64> = (0..m * n).map(|at| oracle(at / n, at % n)).collect();
+            close(&out, &expected, 1e-4);
+
+            let v = noise.vec(k * (n + 2));
+            times(View::new(&x, m, k, k + 3), View::new(&v, k, n, n + 2), &mut Tile::whole(&mut out, n));
+            let oracle = |i: usize, j: usize| -> f64 {
+                (0..k).map(|l| f64::from(x[i * (k + 3) + l]) * f64::from(v[l * (n + 2) + j])).sum()
+            };
+            let expected: Vec<f64> = (0..m * n).map(|at| oracle(at / n, at % n)).collect();
+            close(&out, &expected, 1e-4);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "within the data")]
+    fn a_view_beyond_its_data_is_refused() {
+        View::new(&[0.0; 9], 3, 3, 4);
+    }
+}

@@ -1,0 +1,266 @@
+//! AVX2, AVX-512 and AVX-512 VNNI. The walk over the operands is written once, over a [`Vector`]; a type for each
+//! instruction set says how to load and how to multiply.
+
+use std::arch::x86_64::*;
+
+use super::Operands;
+
+/// What an instruction set does with a few columns of two rows. Methods may only run where the set is there, and are inlined
+/// into the functions below that enable it.
+trait Vector {
+    /// Columns at a time.
+    const LANES: usize;
+    /// Columns of a row, ready to be multiplied.
+    type Row: Copy;
+    /// Partial sums.
+    type Sums: Copy;
+
+    /// [`Vector::LANES`] columns of x at `at`.
+    unsafe fn x(at: *const i8) -> Self::Row;
+    /// [`Vector::LANES`] columns of a weight's row at `at`.
+    unsafe fn weight(at: *const i8) -> Self::Row;
+    unsafe fn zero() -> Self::Sums;
+    unsafe fn add(sums: Self::Sums, weight: Self::Row, x: Self::Row) -> Self::Sums;
+    /// The total, given the sum of all columns of x.
+    unsafe fn total(sums: Self::Sums, x_sum: i32) -> i32;
+}
+
+/// The most columns at a time of any instruction set.
+const MOST_LANES: usize = 64;
+
+/// The most rows in a tile.
+const MOST_ROWS: usize = 4;
+
+/// Adds the products of LANES columns of M rows of x and N rows of weights. Rows are `stride` apart.
+///
+/// # Safety
+/// There are LANES numbers at each row.
+#[inline(always)]
+unsafe fn step<V: Vector, const M: usize, const N: usize>(
+    w: *const i8,
+    x: *const i8,
+    stride: usize,
+    sums: &mut [[V::Sums; N]; M],
+) {
+    // Loops and no closures: a closure is a function of its own, without the instruction set of the one around it.
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut weights = [V::weight(w); N];
+        for (j, weight) in weights.iter_mut().enumerate().skip(1) {
+            *weight = V::weight(w.add(j * stride));
+        }
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let row = V::x(x.add(i * stride));
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = V::add(*sum, weight, row);
+            }
+        }
+    }
+}
+
+/// The dot products of M rows of x and N rows of weights, written to `out`, whose rows are `stride` apart.
+///
+/// # Safety
+/// There are M · k numbers at `x`, N · k at `w`, M sums, and room for the products.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+    w: *const i8,
+    x: *const i8,
+    x_sums: *const i32,
+    k: usize,
+    out: *mut i32,
+    stride: usize,
+) {
+    // SAFETY: the columns read are below k in rows below M and N; the last ones, if they are fewer than LANES, are read
+    // from copies that are long enough. Zeros there add nothing: a weight counts only together with x.
+    unsafe {
+        let mut sums = [[V::zero(); N]; M];
+        let whole = k - k % V::LANES;
+        let mut at = 0;
+        while at < whole {
+            step::<V, M, N>(w.add(at), x.add(at), k, &mut sums);
+            at += V::LANES;
+        }
+        if whole < k {
+            let mut last_w = [0i8; MOST_ROWS * MOST_LANES];
+            let mut last_x = [0i8; MOST_ROWS * MOST_LANES];
+            for j in 0..N {
+                let to = last_w.as_mut_ptr().add(j * MOST_LANES);
+                std::ptr::copy_nonoverlapping(w.add(j * k + whole), to, k - whole);
+            }
+            for i in 0..M {
+                let to = last_x.as_mut_ptr().add(i * MOST_LANES);
+                std::ptr::copy_nonoverlapping(x.add(i * k + whole), to, k - whole);
+            }
+            step::<V, M, N>(last_w.as_ptr(), last_x.as_ptr(), MOST_LANES, &mut sums);
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                *out.add(i * stride + j) = V::total(sum, *x_sums.add(i));
+            }
+        }
+    }
+}
+
+/// All dot products, in tiles of M rows of x and N rows of weights, and of single rows at the edges. A tile's weights are
+/// loaded once for M rows.
+///
+/// # Safety
+/// The operands' lengths fit their shape, and `out` has m · n elements.
+#[inline(always)]
+unsafe fn walk<V: Vector, const M: usize, const N: usize>(o: Operands<'_>, out: &mut [i32]) {
+    let (w, x, sums, out) = (o.weights.as_ptr(), o.x.as_ptr(), o.x_sums.as_ptr(), out.as_mut_ptr());
+    let (whole_m, whole_n) = (o.m - o.m % M, o.n - o.n % N);
+    // SAFETY: tiles begin at rows i of m and j of n and end, by the rounding above, at most at the last.
+    unsafe {
+        for j in (0..whole_n).step_by(N) {
+            let w = w.add(j * o.k);
+            for i in (0..whole_m).step_by(M) {
+                tile::<V, M, N>(w, x.add(i * o.k), sums.add(i), o.k, out.add(i * o.n + j), o.n);
+            }
+            for i in whole_m..o.m {
+                tile::<V, 1, N>(w, x.add(i * o.k), sums.add(i), o.k, out.add(i * o.n + j), o.n);
+            }
+        }
+        for j in whole_n..o.n {
+            let w = w.add(j * o.k);
+            for i in 0..o.m {
+                tile::<V, 1, 1>(w, x.add(i * o.k), sums.add(i), o.k, out.add(i * o.n + j), o.n);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`walk`], and the processor has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn avx2(o: Operands<'_>, out: &mut [i32]) {
+    // SAFETY: the caller's promise.
+    unsafe { walk::<Avx2, 2, 4>(o, out) }
+}
+
+/// # Safety
+/// As [`walk`], and the processor has AVX-512 F, BW and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn avx512(o: Operands<'_>, out: &mut [i32]) {
+    // SAFETY: the caller's promise.
+    unsafe { walk::<Avx512, 4, 4>(o, out) }
+}
+
+/// # Safety
+/// As [`walk`], and the processor has AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn avx512_vnni(o: Operands<'_>, out: &mut [i32]) {
+    // SAFETY: the caller's promise.
+    unsafe { walk::<Vnni, 4, 4>(o, out) }
+}
+
+/// Products of 16-bit numbers, which hold any product's pair sum exactly in 32.
+struct Avx2;
+
+impl Vector for Avx2 {
+    const LANES: usize = 16;
+    type Row = __m256i;
+    type Sums = __m256i;
+
+    #[inline(always)]
+    unsafe fn x(at: *const i8) -> __m256i {
+        // SAFETY: LANES bytes at `at`.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn weight(at: *const i8) -> __m256i {
+        // SAFETY: the same.
+        unsafe { Self::x(at) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn add(sums: __m256i, weight: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weight, x)) }
+    }
+    #[inline(always)]
+    unsafe fn total(sums: __m256i, _: i32) -> i32 {
+        // SAFETY: the instruction set is there.
+        unsafe {
+            let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two)))
+        }
+    }
+}
+
+/// The same on twice the width.
+struct Avx512;
+
+impl Vector for Avx512 {
+    const LANES: usize = 32;
+    type Row = __m512i;
+    type Sums = __m512i;
+
+    #[inline(always)]
+    unsafe fn x(at: *const i8) -> __m512i {
+        // SAFETY: LANES bytes at `at`.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn weight(at: *const i8) -> __m512i {
+        // SAFETY: the same.
+        unsafe { Self::x(at) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn add(sums: __m512i, weight: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(weight, x)) }
+    }
+    #[inline(always)]
+    unsafe fn total(sums: __m512i, _: i32) -> i32 {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_reduce_add_epi32(sums) }
+    }
+}
+
+/// VNNI multiplies unsigned by signed: weights are raised by 128 (their sign bit is flipped), and 128 · Σx is taken off at
+/// the end. Both wrap around 2³² alike, so the total is exact.
+struct Vnni;
+
+impl Vector for Vnni {
+    const LANES: usize = 64;
+    type Row = __m512i;
+    type Sums = __m512i;
+
+    #[inline(always)]
+    unsafe fn x(at: *const i8) -> __m512i {
+        // SAFETY: LANES bytes at `at`.
+        unsafe { _mm512_loadu_si512(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn weight(at: *const i8) -> __m512i {
+        // SAFETY: LANES bytes at `at`.
+        unsafe { _mm512_xor_si512(_mm512_loadu_si512(at.cast()), _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn add(sums: __m512i, weight: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_dpbusd_epi32(sums, weight, x) }
+    }
+    #[inline(always)]
+    unsafe fn total(sums: __m512i, x_sum: i32) -> i32 {
+        // SAFETY: the instruction set is there.
+        unsafe { _mm512_reduce_add_epi32(sums) }.wrapping_sub(x_sum.wrapping_mul(128))
+    }
+}

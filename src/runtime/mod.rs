@@ -1,0 +1,36 @@
+//! Runs models: what they compute, over weights in whatever encoding they are stored.
+//!
+//! A [`Model`] is a transformer over [`Weights`]; [`walk`] leads windows of text through one or more of them, block by block,
+//! watched by an [`Observer`]. A [`ChainModel`] is a chain of linear layers.
+
+pub mod activations;
+mod block;
+pub mod chain;
+mod checkpoint;
+mod error;
+mod feed_forward;
+#[allow(unsafe_code)]
+pub mod kernels;
+pub mod linear;
+pub mod model;
+pub mod observer;
+pub mod ops;
+pub mod scratch;
+pub mod walk;
+pub mod weights;
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod testing;
+
+pub use activations::{Activations, Int8Activations};
+pub use chain::ChainModel;
+pub use checkpoint::{load, load_chain};
+pub use error::Error;
+pub use linear::Linear;
+pub use model::Model;
+pub use observer::{Observer, Unobserved};
+pub use scratch::Scratch;
+pub use walk::{Forward, Walk, forward};
+pub use weights::{Overlay, Place, Weights};

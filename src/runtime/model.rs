@@ -1,0 +1,279 @@
+//! A transformer and its weights, taken up piece by piece.
+
+use std::sync::Arc;
+
+use super::block::{AttentionPart, Block, Norms};
+use super::feed_forward::{Dense, Expert, FeedForward, Mixture};
+use super::linear::{Linear, from_rows};
+use super::observer::Observer;
+use super::ops::attention::Attention;
+use super::ops::embedding::{Tables, embed};
+use super::ops::norm::Normalisation;
+use super::weights::{Overlay, Place, Weights};
+use super::{Activations, Error, Scratch};
+use crate::family::{Part, Placement, Position, Slot, Transformer};
+use crate::threads::Pool;
+
+/// A transformer over weights that are taken up when they are needed.
+pub struct Model {
+    shape: Transformer,
+    weights: Arc<dyn Weights>,
+    overlay: Overlay,
+}
+
+/// What layers compute with and tell.
+pub(super) struct Context<'a> {
+    /// The model's number in the walk.
+    pub model: usize,
+    pub observer: &'a mut dyn Observer,
+    pub scratch: &'a mut Scratch,
+    pub pool: &'a Pool,
+}
+
+/// A matrix with its bias.
+pub(super) struct Projection {
+    place: Place,
+    linear: Arc<dyn Linear>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Projection {
+    /// out `[rows, out_features]` = x · Wᵀ + b, after telling the observer.
+    pub fn forward(&self, x: &Activations<'_>, out: &mut [f32], context: &mut Context<'_>) {
+        context.observer.input(context.model, self.place, x);
+        self.linear.forward(x, out, context.scratch, context.pool);
+        if let Some(bias) = &self.bias {
+            out.chunks_exact_mut(bias.len().max(1))
+                .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        }
+    }
+
+    /// Rows of the matrix.
+    pub fn out_features(&self) -> usize {
+        self.linear.out_features()
+    }
+}
+
+/// The end of a decoder: the last normalisation and the output projection.
+pub(super) struct Head {
+    pub norm: Option<Normalisation>,
+    pub projection: Projection,
+}
+
+impl Model {
+    /// A transformer of this shape over these weights.
+    pub fn new(shape: Transformer, weights: Arc<dyn Weights>) -> Self {
+        Self { shape, weights, overlay: Overlay::new() }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &Transformer {
+        &self.shape
+    }
+
+    /// The matrices that take the place of the model's own. They are looked up when the walk comes to their block.
+    pub fn overlay_mut(&mut self) -> &mut Overlay {
+        &mut self.overlay
+    }
+
+    /// The matrix of a place, taken up now.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Shape`], or that the weights cannot be read.
+    pub fn linear(&self, place: Place, rows: usize, cols: usize) -> Result<Arc<dyn Linear>, Error> {
+        take_linear(&*self.weights, &self.overlay, place, rows, cols)
+    }
+
+    pub(super) fn projection(&self, place: Place, rows: usize, cols: usize) -> Result<Projection, Error> {
+        take_projection(&*self.weights, &self.overlay, place, rows, cols)
+    }
+
+    fn vector(&self, slot: Slot, layer: usize, part: Part, len: usize) -> Result<Option<Vec<f32>>, Error> {
+        take_vector(&*self.weights, slot, layer, part, len)
+    }
+
+    /// A normalisation over `features`, which the model must have.
+    fn norm(&self, slot: Slot, layer: usize, features: usize) -> Result<Normalisation, Error> {
+        let gain = self.vector(slot, layer, Part::Weight, features)?;
+        let gain = gain.ok_or(Error::Missing { slot, layer, part: Part::Weight })?;
+        Ok(Normalisation::new(self.shape.norm, gain, self.vector(slot, layer, Part::Bias, features)?))
+    }
+
+    /// The first hidden states of these windows, one after the other: `[tokens, hidden]`.
+    pub(super) fn embed(&self, windows: &[Vec<u32>], pool: &Pool) -> Result<Vec<f32>, Error> {
+        let t = &self.shape;
+        let table = |slot, rows| self.linear(Place::new(slot, 0), rows, t.hidden);
+        let tokens = table(Slot::TokenEmbedding, t.vocab)?;
+        let positions = match t.position {
+            Position::Learned { offset } => Some((table(Slot::PositionEmbedding, t.max_positions + offset)?, offset)),
+            Position::Rope(_) => None,
+        };
+        let types = if t.token_types > 0 { Some(table(Slot::TypeEmbedding, t.token_types)?) } else { None };
+        let tables = Tables {
+            tokens: &*tokens,
+            scale: t.embedding_scale,
+            positions: positions.as_ref().map(|(table, offset)| (&**table, *offset)),
+            types: types.as_deref(),
+        };
+        let mut hidden = vec![0.0; windows.iter().map(Vec::len).sum::<usize>() * t.hidden];
+        let mut rest = &mut hidden[..];
+        for window in windows {
+            if let Some(token) = window.iter().find(|token| **token as usize >= t.vocab) {
+                return Err(Error::Token { token: *token, vocab: t.vocab });
+            }
+            if positions.is_some() && window.len() > t.max_positions {
+                return Err(Error::TooLong { length: window.len(), limit: t.max_positions });
+            }
+            let (out, after) = rest.split_at_mut(window.len() * t.hidden);
+            embed(&tables, window, out, pool);
+            rest = after;
+        }
+        if t.embedding_norm {
+            self.norm(Slot::EmbeddingNorm, 0, t.hidden)?.apply(&mut hidden, pool);
+        }
+        Ok(hidden)
+    }
+
+    /// The weights of a block, taken up now.
+    pub(super) fn block(&self, layer: usize) -> Result<Block, Error> {
+        let t = &self.shape;
+        let window = *t.windows.get(layer).ok_or(Error::Layer { layer })?;
+        let rope = match &t.position {
+            Position::Rope(ropes) => Some(*ropes.get(layer).ok_or(Error::Layer { layer })?),
+            Position::Learned { .. } => None,
+        };
+        let (queries, keys) = (t.heads * t.head_dim, t.kv_heads * t.head_dim);
+        let projection = |slot, rows, cols| self.projection(Place::new(slot, layer), rows, cols);
+        let norm_if = |wanted: bool, slot| wanted.then(|| self.norm(slot, layer, t.hidden)).transpose();
+        let (before, after) = (t.placement != Placement::Post, t.placement != Placement::Pre);
+        let head_norms = if t.qk_norm {
+            Some([self.norm(Slot::AttnQNorm, layer, t.head_dim)?, self.norm(Slot::AttnKNorm, layer, t.head_dim)?])
+        } else {
+            None
+        };
+        Ok(Block {
+            placement: t.placement,
+            attention_norms: Norms {
+                before: norm_if(before, Slot::AttnNorm)?,
+                after: norm_if(after, Slot::AttnOutNorm)?,
+            },
+            attention: AttentionPart {
+                shape: Attention {
+                    heads: t.heads,
+                    kv_heads: t.kv_heads,
+                    head_dim: t.head_dim,
+                    scale: t.attention_scale,
+                    causal: t.causal,
+                    window,
+                },
+                rope,
+                head_norms,
+                q: projection(Slot::AttnQ, queries, t.hidden)?,
+                k: projection(Slot::AttnK, keys, t.hidden)?,
+                v: projection(Slot::AttnV, keys, t.hidden)?,
+                out: projection(Slot::AttnOut, t.hidden, queries)?,
+            },
+            feed_forward_norms: Norms {
+                before: norm_if(before, Slot::FfnNorm)?,
+                after: norm_if(after, Slot::FfnOutNorm)?,
+            },
+            feed_forward: self.feed_forward(layer)?,
+        })
+    }
+
+    fn feed_forward(&self, layer: usize) -> Result<FeedForward, Error> {
+        let t = &self.shape;
+        let dense = |expert: Option<usize>, width: usize| -> Result<Dense, Error> {
+            let projection = |slot, rows, cols| self.projection(Place { slot, layer, expert }, rows, cols);
+            Ok(Dense {
+                activation: t.activation,
+                gate: t.gated.then(|| projection(Slot::FfnGate, width, t.hidden)).transpose()?,
+                up: projection(Slot::FfnUp, width, t.hidden)?,
+                down: projection(Slot::FfnDown, t.hidden, width)?,
+            })
+        };
+        let Some(experts) = t.experts else { return Ok(FeedForward::Dense(dense(None, t.intermediate)?)) };
+        Ok(FeedForward::Mixture(Mixture {
+            router: self.projection(Place::new(Slot::Router, layer), experts.count, t.hidden)?,
+            experts: (0..experts.count)
+                .map(|expert| dense(Some(expert), experts.intermediate).map(Expert))
+                .collect::<Result<_, _>>()?,
+            per_token: experts.per_token,
+            normalise: experts.normalise,
+        }))
+    }
+
+    /// The last normalisation, if the model has one.
+    pub(super) fn final_norm(&self) -> Result<Option<Normalisation>, Error> {
+        self.shape.final_norm.then(|| self.norm(Slot::FinalNorm, 0, self.shape.hidden)).transpose()
+    }
+
+    /// The output projection with the last normalisation, taken up now. If it is the token embedding, an overlay of
+    /// [`Slot::Head`] still counts for it.
+    pub(super) fn head(&self) -> Result<Head, Error> {
+        let (t, head) = (&self.shape, Place::new(Slot::Head, 0));
+        let projection = if t.tied && !self.overlay.contains_key(&head) {
+            let linear = self.linear(Place::new(Slot::TokenEmbedding, 0), t.vocab, t.hidden)?;
+            Projection { place: head, linear, bias: self.vector(Slot::Head, 0, Part::Bias, t.vocab)? }
+        } else {
+            self.projection(head, t.vocab, t.hidden)?
+        };
+        Ok(Head { norm: self.final_norm()?, projection })
+    }
+}
+
+/// The matrix of a place: an overlay's, else the weights' own.
+fn take_linear(
+    weights: &dyn Weights,
+    overlay: &Overlay,
+    place: Place,
+    rows: usize,
+    cols: usize,
+) -> Result<Arc<dyn Linear>, Error> {
+    let Place { slot, layer, expert } = place;
+    let linear = match overlay.get(&place) {
+        Some(linear) => Arc::clone(linear),
+        None => {
+            let matrix = weights.matrix(slot, layer, expert)?;
+            from_rows(matrix.ok_or(Error::Missing { slot, layer, part: Part::Weight })?)
+        }
+    };
+    let found = [linear.out_features(), linear.in_features()];
+    if found != [rows, cols] {
+        let (expected, found) = (vec![rows, cols], found.to_vec());
+        return Err(Error::Shape { slot, layer, part: Part::Weight, expected, found });
+    }
+    Ok(linear)
+}
+
+/// The matrix of a place, with its bias if there is one.
+pub(super) fn take_projection(
+    weights: &dyn Weights,
+    overlay: &Overlay,
+    place: Place,
+    rows: usize,
+    cols: usize,
+) -> Result<Projection, Error> {
+    let linear = take_linear(weights, overlay, place, rows, cols)?;
+    // A place's biases are looked up without its expert: experts that are supported have none.
+    let bias = match place.expert {
+        None => take_vector(weights, place.slot, place.layer, Part::Bias, rows)?,
+        Some(_) => None,
+    };
+    Ok(Projection { place, linear, bias })
+}
+
+fn take_vector(
+    weights: &dyn Weights,
+    slot: Slot,
+    layer: usize,
+    part: Part,
+    len: usize,
+) -> Result<Option<Vec<f32>>, Error> {
+    match weights.vector(slot, layer, part)? {
+        Some(vector) if vector.len() != len => {
+            Err(Error::Shape { slot, layer, part, expected: vec![len], found: vec![vector.len()] })
+        }
+        vector => Ok(vector),
+    }
+}

@@ -1,0 +1,87 @@
+//! Activation functions.
+
+use super::exp;
+use crate::family::Activation;
+use crate::threads::Pool;
+
+/// Elements in a piece of work.
+const PIECE: usize = 8192;
+
+/// Replaces each x by f(x).
+pub fn apply(f: Activation, x: &mut [f32], pool: &Pool) {
+    pool.for_each_chunk(x, PIECE, |_, x| piece(f, x));
+}
+
+/// Replaces each x by f(x) · up. The two have the same length.
+pub fn gate(f: Activation, x: &mut [f32], up: &[f32], pool: &Pool) {
+    pool.for_each_chunk(x, PIECE, |i, x| {
+        piece(f, x);
+        x.iter_mut().zip(&up[i * PIECE..]).for_each(|(x, up)| *x *= up);
+    });
+}
+
+fn piece(f: Activation, x: &mut [f32]) {
+    match f {
+        Activation::Identity => {}
+        Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
+        Activation::Gelu => each(x, |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
+        // ½ (1 + tanh u) = sigmoid(2u), with u = √(2/π) · (x + 0.044715 x³) (Hendrycks and Gimpel, 2016).
+        Activation::GeluTanh => each(x, |x| x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x))),
+        Activation::Silu => each(x, |x| x * sigmoid(x)),
+        Activation::Sigmoid => each(x, sigmoid),
+        Activation::Tanh => each(x, f32::tanh),
+    }
+}
+
+fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    x.iter_mut().for_each(|x| *x = f(*x));
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::testing::{Noise, close};
+
+    #[test]
+    fn each_equals_its_definition() {
+        let mut x: Vec<f32> = Noise::new(7).vec(20_000).iter().map(|x| x * 10.0).collect();
+        x.extend([0.0, 100.0, -100.0]);
+        let definition = |f: Activation, x: f64| match f {
+            Activation::Relu => x.max(0.0),
+            Activation::Gelu => 0.5 * x * libm::erfc(-x / 2f64.sqrt()),
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            }
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Tanh => x.tanh(),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Identity => x,
+        };
+        let pool = Pool::new(2);
+        for f in [
+            Activation::Relu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Silu,
+            Activation::Tanh,
+            Activation::Sigmoid,
+            Activation::Identity,
+        ] {
+            let expected: Vec<f64> = x.iter().map(|x| definition(f, f64::from(*x))).collect();
+            let mut out = x.clone();
+            apply(f, &mut out, &pool);
+            close(&out, &expected, 1e-5);
+            let gated: Vec<f64> = expected.iter().zip(&x).map(|(e, up)| e * f64::from(*up)).collect();
+            out.copy_from_slice(&x);
+            gate(f, &mut out, &x, &pool);
+            close(&out, &gated, 1e-3);
+            let mut bad = [f32::NAN];
+            apply(f, &mut bad, &pool);
+            assert!(bad[0].is_nan(), "{f:?} shows a NaN");
+        }
+    }
+}

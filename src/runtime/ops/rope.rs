@@ -1,0 +1,120 @@
+//! Rotary position embedding (Su et al., 2021): pairs (i, i + dims/2) of a head are turned by position · frequency.
+
+use std::f64::consts::TAU;
+
+use crate::family::{Rope, RopeScaling};
+use crate::threads::Pool;
+
+/// Cosines and sines of every position.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    half: usize,
+    /// `[positions, half]`: cosine and sine.
+    turns: Vec<(f32, f32)>,
+}
+
+/// The angle per position of each pair.
+pub fn frequencies(rope: &Rope) -> Vec<f32> {
+    let pairs = rope.dims / 2;
+    (0..pairs)
+        .map(|i| {
+            let plain = f64::from(rope.theta).powf(-(2.0 * i as f64) / rope.dims as f64);
+            let scaled = match rope.scaling {
+                RopeScaling::None => plain,
+                RopeScaling::Linear { factor } => plain / f64::from(factor),
+                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                    let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                    // How often the pair turns within the original context decides; between the bounds, a blend.
+                    let turns = f64::from(original_context) * plain / TAU;
+                    let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - share) * plain / f64::from(factor) + share * plain
+                }
+            };
+            scaled as f32
+        })
+        .collect()
+}
+
+impl Rotation {
+    /// The rotation of positions 0 … `positions` − 1.
+    pub fn new(rope: &Rope, positions: usize) -> Self {
+        let frequencies = frequencies(rope);
+        let turns = (0..positions)
+            .flat_map(|position| {
+                frequencies.iter().map(move |frequency| {
+                    // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
+                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                    (cos as f32, sin as f32)
+                })
+            })
+            .collect();
+        Self { half: frequencies.len(), turns }
+    }
+
+    /// Rotates each head of each row of `x` `[rows, heads · head_dim]`. `starts` are the rows at which sequences begin, and
+    /// the number of rows; a row's position is counted from its sequence's start.
+    pub fn apply(&self, x: &mut [f32], head_dim: usize, starts: &[usize], pool: &Pool) {
+        let rows = starts.last().copied().unwrap_or(0);
+        let cols = x.len().checked_div(rows).unwrap_or(0);
+        if cols == 0 || self.half == 0 {
+            return;
+        }
+        const ROWS: usize = 16;
+        pool.for_each_chunk(x, ROWS * cols, |piece, x| {
+            for (i, row) in x.chunks_exact_mut(cols).enumerate() {
+                let at = piece * ROWS + i;
+                let start = starts[starts.partition_point(|start| *start <= at) - 1];
+                let turns = &self.turns[(at - start) * self.half..][..self.half];
+                for head in row.chunks_exact_mut(head_dim) {
+                    let (first, second) = head.split_at_mut(self.half);
+                    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::testing::{Noise, close};
+
+    #[test]
+    fn pairs_turn_by_their_position_within_their_sequence() {
+        let mut noise = Noise::new(5);
+        // Only 6 of 8 dimensions turn; two heads; sequences of 3, 0 and 20 positions.
+        let rope = Rope { theta: 100.0, dims: 6, scaling: RopeScaling::Linear { factor: 2.0 } };
+        let (starts, cols) = ([0, 3, 3, 23], 16);
+        let x = noise.vec(23 * cols);
+        let mut expected: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        for row in 0..23 {
+            let position = if row < 3 { row } else { row - 3 } as f64;
+            for head in 0..2 {
+                for i in 0..3 {
+                    let angle = position * 100f64.powf(-2.0 * i as f64 / 6.0) / 2.0;
+                    let at = row * cols + head * 8 + i;
+                    let (a, b) = (f64::from(x[at]), f64::from(x[at + 3]));
+                    expected[at] = a * angle.cos() - b * angle.sin();
+                    expected[at + 3] = b * angle.cos() + a * angle.sin();
+                }
+            }
+        }
+        let mut out = x;
+        Rotation::new(&rope, 20).apply(&mut out, 8, &starts, &Pool::new(2));
+        close(&out, &expected, 1e-5);
+    }
+
+    #[test]
+    fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 };
+        let plain = frequencies(&Rope { theta: 5e5, dims: 128, scaling: RopeScaling::None });
+        let scaled = frequencies(&Rope { theta: 5e5, dims: 128, scaling });
+        let ratio: Vec<f32> = plain.iter().zip(&scaled).map(|(p, s)| p / s).collect();
+        assert_eq!(ratio[0], 1.0);
+        assert!((ratio[63] - 8.0).abs() < 1e-4);
+        assert!(ratio.is_sorted() && ratio.iter().any(|r| *r > 1.5 && *r < 7.0));
+    }
+}

@@ -1,0 +1,12 @@
+//! Journeys as a user makes them, golden outputs of other people's programs, and every kind of bad input.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod bad_input;
+mod compress;
+mod fixtures;
+mod floors;
+mod gguf;
+mod minilm;
+mod seams;
+mod support;

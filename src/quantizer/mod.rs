@@ -4,6 +4,7 @@
 
 mod cast;
 pub mod ggml;
+pub mod imatrix;
 mod int8;
 mod q8_0;
 

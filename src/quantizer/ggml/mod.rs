@@ -7,12 +7,16 @@ mod fit;
 mod k;
 mod lanes;
 mod legacy;
+pub mod mixture;
 mod nonlinear;
+mod search;
 
 #[cfg(test)]
 mod tests;
 
 use formats::Dtype;
+
+pub use search::quantize_row_search;
 
 /// Whether [`quantize_row`] writes a type.
 pub fn writes(dtype: Dtype) -> bool {

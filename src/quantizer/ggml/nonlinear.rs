@@ -19,7 +19,7 @@ const MIDDLES: [f32; 15] = {
 
 /// The nearest level: a sum over all of them, which needs neither branch nor table.
 #[inline(always)]
-fn level(x: f32) -> f32 {
+pub fn level(x: f32) -> f32 {
     let mut level = f32::from(LEVELS[0]);
     for (i, middle) in MIDDLES.iter().enumerate() {
         let step = f32::from(i16::from(LEVELS[i + 1]) - i16::from(LEVELS[i]));
@@ -30,7 +30,7 @@ fn level(x: f32) -> f32 {
 
 /// The code of the nearest level; NaN (0 times the infinite inverse of next to nothing) gets the last.
 #[inline(always)]
-fn code(x: f32) -> u8 {
+pub fn code(x: f32) -> u8 {
     MIDDLES.iter().fold(0, |code, &middle| if x < middle { code } else { code + 1 })
 }
 
@@ -41,7 +41,7 @@ fn inverse(x: f32) -> f32 {
 
 /// The scales of sub-blocks of 32: of the one that maps the extreme number to the lowest level and 15 near it, the one for
 /// which the least-squares scale, weighted by `w`, explains most.
-fn scales(x: &Columns<32>, w: &Columns<32>) -> Lanes {
+pub fn scales(x: &Columns<32>, w: &Columns<32>) -> Lanes {
     let lowest = f32::from(LEVELS[0]);
     let extreme = fit::extreme(x);
     let nothing = extreme.map(|x| x.abs() < fit::NOTHING);

@@ -93,7 +93,7 @@ pub fn unpack_q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
 
 /// Codes 0 to 3, scales and minima 0 to 15; see [`unpack_q2_k`].
 pub fn pack_q2_k(d: f16, dmin: f16, scales: &[u8; 16], mins: &[u8; 16], codes: &[u8; 256], block: &mut [u8; 84]) {
-    let both: [u8; 16] = std::array::from_fn(|j| scales[j] & 15 | mins[j] << 4);
+    let both: [u8; 16] = std::array::from_fn(|j| scales[j] | mins[j] << 4);
     join(block, &[&both, &pack_twos(codes), &d.to_le_bytes(), &dmin.to_le_bytes()]);
 }
 
@@ -121,7 +121,7 @@ pub fn pack_q3_k(d: f16, scales: &[u8; 16], codes: &[u8; 256], block: &mut [u8; 
 
 /// The 8 scales and 8 minima of 6 bits in 12 bytes: four scales, four minima, then the low nibbles of the others, whose
 /// high bits are above the first eight's.
-fn scales_and_mins(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub fn scales_and_mins(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let [a, b, c] = [0, 4, 8].map(|at| part::<4>(bytes, at));
     let scale = |j: usize| if j < 4 { a[j] & 63 } else { c[j - 4] & 15 | a[j - 4] >> 6 << 4 };
     let min = |j: usize| if j < 4 { b[j] & 63 } else { c[j - 4] >> 4 | b[j - 4] >> 6 << 4 };
@@ -129,10 +129,10 @@ fn scales_and_mins(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// The reverse of [`scales_and_mins`].
-fn pack_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+pub fn pack_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     std::array::from_fn(|i| match i {
-        0..4 => scales[i] & 63 | scales[i + 4] >> 4 << 6,
-        4..8 => mins[i - 4] & 63 | mins[i] >> 4 << 6,
+        0..4 => scales[i] | scales[i + 4] >> 4 << 6,
+        4..8 => mins[i - 4] | mins[i] >> 4 << 6,
         _ => scales[i - 4] & 15 | mins[i - 4] << 4,
     })
 }

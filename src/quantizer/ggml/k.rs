@@ -6,7 +6,9 @@ use half::f16;
 use super::fit::{self, Affine, NOTHING, Steps};
 use super::lanes::{Lanes, W, clamp_to, columns, each, importance, map, nearest, sum};
 use super::{Row, sum_of_squares};
-use crate::encoding::ggml::k::{pack_q2_k, pack_q3_k, pack_q4_k, pack_q5_k, pack_q6_k};
+use crate::encoding::ggml::k::{
+    pack_q2_k, pack_q3_k, pack_q4_k, pack_q5_k, pack_q6_k, pack_scales_and_mins, scales_and_mins,
+};
 
 /// Super-blocks with their weights, if there are any, and their blocks.
 fn each_block<const B: usize>(
@@ -37,13 +39,15 @@ struct Super<const J: usize> {
 }
 
 /// Scales and minima for the `J` sub-blocks of `S` elements. `plain` tells how to search without weights, `top` is the
-/// largest multiple.
+/// largest multiple, `spread` what σ² is of the mean square. `store` gives the multiples that are read back: where rounding
+/// made a scale negative, ggml stores some of its bits, and chooses the codes for what it then reads.
 fn affine<const S: usize, const J: usize>(
     x: &[f32; 256],
     weights: Option<&[f32; 256]>,
     plain: Steps,
     top: u8,
     spread: f32,
+    store: impl Fn([u8; J], [u8; J]) -> ([u8; J], [u8; J]),
 ) -> Super<J> {
     let (mut scale, mut min, mut importances) = ([0.0; J], [0.0; J], [0.0; J]);
     let mut fits = Vec::with_capacity(J / W);
@@ -75,16 +79,17 @@ fn affine<const S: usize, const J: usize>(
         None => (multiples(&scale, top), multiples(&min, top)),
     };
     let (d, dmin) = (f16::from_f32(d), f16::from_f32(dmin));
+    let (scales, mins) = store(scales, mins);
     let codes = affine_codes::<S, J>(x, &fits, d, dmin, &scales, &mins);
     Super { d, dmin, scales, mins, codes }
 }
 
-/// Positive numbers as multiples 0 … top of their largest / top.
+/// Numbers that are mostly positive as multiples 0 … top of their largest / top.
 fn multiples<const J: usize>(numbers: &[f32; J], top: u8) -> (f32, [u8; J]) {
     let largest = numbers.iter().fold(0.0, |most, &x| if x > most { x } else { most });
     if largest > 0.0 {
         let inverse = f32::from(top) / largest;
-        (largest / f32::from(top), numbers.map(|x| (nearest(inverse * x) as u8).min(top)))
+        (largest / f32::from(top), numbers.map(|x| nearest(inverse * x) as u8))
     } else {
         (0.0, [0; J])
     }
@@ -116,16 +121,35 @@ fn affine_codes<const S: usize, const J: usize>(
 
 pub fn q2_k(row: &Row, out: &mut [[u8; 84]]) {
     let plain = Steps { most: 3.0, first: -0.5, step: 0.1, count: 15, absolute: true };
+    let store = |scales: [u8; 16], mins: [u8; 16]| {
+        let both: [u8; 16] = std::array::from_fn(|j| scales[j] | mins[j] << 4);
+        (both.map(|both| both & 15), both.map(|both| both >> 4))
+    };
     each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } = affine::<16, 16>(x, weights, plain, 15, 1.0);
+        let Super { d, dmin, scales, mins, codes } = affine::<16, 16>(x, weights, plain, 15, 1.0, store);
         pack_q2_k(d, dmin, &scales, &mins, &codes, out);
     });
 }
 
+/// The scales and minima that are read back of those stored in six bits.
+fn store(scales: [u8; 8], mins: [u8; 8]) -> ([u8; 8], [u8; 8]) {
+    scales_and_mins(&pack_scales_and_mins(&scales, &mins))
+}
+
+/// Multiples that are at most the largest of six bits.
+fn limit(multiples: [u8; 8]) -> [u8; 8] {
+    multiples.map(|multiple| multiple.min(63))
+}
+
 pub fn q4_k(row: &Row, out: &mut [[u8; 144]]) {
     let plain = Steps { most: 15.0, first: -1.0, step: 0.1, count: 20, absolute: false };
+    let weighted = row.weights.is_some();
     each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } = affine::<32, 8>(x, weights, plain, 63, 2.0);
+        let Super { d, dmin, scales, mins, codes } =
+            affine::<32, 8>(x, weights, plain, 63, 2.0, |scales, mins| match weighted {
+                true => store(scales, mins),
+                false => store(limit(scales), limit(mins)),
+            });
         pack_q4_k(d, dmin, &scales, &mins, &codes, out);
     });
 }
@@ -133,7 +157,8 @@ pub fn q4_k(row: &Row, out: &mut [[u8; 144]]) {
 pub fn q5_k(row: &Row, out: &mut [[u8; 176]]) {
     let plain = Steps { most: 31.0, first: -0.5, step: 0.1, count: 15, absolute: false };
     each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } = affine::<32, 8>(x, weights, plain, 63, 2.0);
+        let Super { d, dmin, scales, mins, codes } =
+            affine::<32, 8>(x, weights, plain, 63, 2.0, |scales, mins| store(limit(scales), limit(mins)));
         pack_q5_k(d, dmin, &scales, &mins, &codes, out);
     });
 }

@@ -56,6 +56,9 @@ pub enum Dtype {
     TQ1_0,
     TQ2_0,
     MXFP4,
+    NVFP4,
+    Q1_0,
+    Q2_0,
 }
 
 /// One row of the table of types: elements in a block, bits of a block, ggml's number for it.
@@ -119,6 +122,9 @@ const TABLE: &[Row] = &[
     row(Dtype::TQ1_0, "TQ1_0", 256, 54 * 8, Some(34)),
     row(Dtype::TQ2_0, "TQ2_0", 256, 66 * 8, Some(35)),
     row(Dtype::MXFP4, "MXFP4", 32, 17 * 8, Some(39)),
+    row(Dtype::NVFP4, "NVFP4", 64, 36 * 8, Some(40)),
+    row(Dtype::Q1_0, "Q1_0", 128, 18 * 8, Some(41)),
+    row(Dtype::Q2_0, "Q2_0", 64, 18 * 8, Some(42)),
 ];
 
 impl Dtype {

@@ -3,6 +3,8 @@
 //! the result.
 
 mod cast;
+pub mod ggml;
+pub mod imatrix;
 mod int8;
 mod q8_0;
 

@@ -2,14 +2,9 @@
 //! away from zero; then d is stored as f16.
 
 use formats::Dtype;
-use half::f16;
 
 use super::{Band, Notes, Numbers, Quantizer};
 use crate::encoding::Encoding;
-
-/// Numbers in a block, and its bytes: an f16 scale and the codes.
-const BLOCK: usize = 32;
-const BYTES: usize = 34;
 
 /// Round-to-nearest Q8_0.
 #[derive(Debug, Clone, Copy)]
@@ -30,17 +25,8 @@ impl Quantizer for Q8_0 {
                 &narrowed
             }
         };
-        let (places, _) = parts[0].as_chunks_mut::<BYTES>();
-        let (blocks, _) = numbers.as_chunks::<BLOCK>();
-        for (place, block) in places.iter_mut().zip(blocks) {
-            let amax = block.iter().fold(0f32, |most, x| most.max(x.abs()));
-            let d = amax / 127.0;
-            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            place[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
-            for (to, x) in place[2..].iter_mut().zip(block) {
-                *to = (x * inverse).round() as i32 as u8;
-            }
-        }
+        // Blocks do not depend on their row, so the band is as good as one.
+        super::ggml::quantize_row(Dtype::Q8_0, numbers, None, &mut parts[0]);
         Notes { non_finite: super::first_non_finite(numbers), ..Notes::default() }
     }
 }

@@ -22,6 +22,9 @@ use crate::{Error, Result};
 /// Bytes that a tensor's name and its terminating NUL may take in ggml (`GGML_MAX_NAME`).
 const MAX_NAME: usize = 64;
 
+/// Bytes that a metadata key may have (`docs/gguf.md`).
+const MAX_KEY: usize = 65535;
+
 /// Dimensions that a tensor may have in ggml.
 const MAX_DIMS: u32 = 4;
 

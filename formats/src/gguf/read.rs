@@ -10,7 +10,7 @@ use std::path::Path;
 
 use byteorder::{LE, ReadBytesExt};
 
-use super::{Array, MAX_DIMS, MAX_NAME, Metadata, Value, alignment_of, kind};
+use super::{Array, MAX_DIMS, MAX_KEY, MAX_NAME, Metadata, Value, alignment_of, kind};
 use crate::source::{Contents, Data};
 use crate::{Dtype, Error, Limits, Payload, Result, TensorMeta};
 
@@ -22,6 +22,11 @@ const ALLOCATION: u64 = 16;
 
 /// What the set takes for each text that must be unique.
 const SEEN: usize = 3 * size_of::<&str>();
+
+/// Bytes of memory that a parsed header may take: what the limits allow, less some for the reader itself.
+fn budget(limits: &Limits) -> u64 {
+    limits.header_bytes / 8 * 7
+}
 
 /// Mapped bytes of the header that may stay in memory after they were read.
 const WINDOW: u64 = 4 << 20;
@@ -74,7 +79,7 @@ struct Bytes<'a> {
 impl Read for Bytes<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.data.len().saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let n = buffer.len().min(left);
+        let n = buffer.len().min(left).min(WINDOW as usize);
         self.data.read_at(self.at, &mut buffer[..n])?;
         let end = self.at + n as u64;
         if end - self.held >= WINDOW {
@@ -89,7 +94,8 @@ impl Read for Bytes<'_> {
 impl<'a> Header<'a> {
     fn new(path: &'a Path, data: &'a Data, limits: &'a Limits) -> Self {
         let bytes = BufReader::with_capacity(1 << 16, Bytes { data, at: 0, held: 0 });
-        Self { path, bytes, at: 0, end: data.len(), limits, memory: limits.header_bytes, subject: Subject::Head }
+        let memory = budget(limits);
+        Self { path, bytes, at: 0, end: data.len(), limits, memory, subject: Subject::Head }
     }
 
     fn fault(&self, found: impl Into<String>, expected: impl Into<String>, next: impl Into<String>) -> Error {
@@ -139,7 +145,7 @@ impl<'a> Header<'a> {
                 Ok(())
             }
             None => {
-                let limit = self.limits.header_bytes;
+                let limit = budget(self.limits);
                 Err(self.fault(
                     "a header that takes too much memory",
                     format!("at most {limit} bytes of names and metadata"),
@@ -239,6 +245,11 @@ impl<'a> Header<'a> {
         for _ in 0..count {
             self.subject = Subject::Head;
             let key = self.string()?;
+            if key.len() > MAX_KEY {
+                let found = format!("a metadata key of {} bytes", key.len());
+                let next = "The file is damaged, or made to harm";
+                return Err(self.fault(found, format!("at most {MAX_KEY}"), next));
+            }
             self.subject = Subject::Key(key.clone());
             let id = self.u32()?;
             let value = self.value(id)?;
@@ -361,12 +372,13 @@ impl<'a> Header<'a> {
     fn tensor(&mut self) -> Result<(TensorMeta, u64)> {
         self.subject = Subject::Head;
         let name = self.string()?;
-        self.subject = Subject::Tensor(name.clone());
         if name.len() >= MAX_NAME {
-            let found = format!("a name of {} bytes", name.len());
+            let shown: String = name.chars().take(MAX_NAME).collect();
+            let found = format!("a tensor name of {} bytes, `{shown}…`", name.len());
             let expected = format!("at most {}, which is all that ggml reads", MAX_NAME - 1);
             return Err(self.fault(found, expected, "Make the file again with shorter names"));
         }
+        self.subject = Subject::Tensor(name.clone());
         let dims = self.u32()?;
         if dims > MAX_DIMS {
             let found = format!("{dims} dimensions");

@@ -245,6 +245,11 @@ fn messages_say_what_is_wrong() {
     let shape = |a: u64, b: u64| [&b"matrix.weight\x02\0\0\0"[..], &a.to_le_bytes(), &b.to_le_bytes()].concat();
     assert!(damaged(&shape(64, 3), &shape(1 << 40, 1 << 40)).contains("2^63 elements"));
     assert!(damaged(&shape(64, 3), &shape(1 << 50, 1 << 8)).contains("cut short"));
+    let long = |text: &str, len: usize| [&(len as u64).to_le_bytes()[..], text.repeat(len).as_bytes()].concat();
+    let head =
+        |tensors: u64, entries: u64| [b"GGUF\x03\0\0\0", &tensors.to_le_bytes()[..], &entries.to_le_bytes()].concat();
+    assert!(refused(&[head(1, 0), long("x", 64), vec![0; 32]].concat()).contains("a tensor name of 64 bytes"));
+    assert!(refused(&[head(0, 1), long("x", 65536), vec![0; 32]].concat()).contains("a metadata key of 65536 bytes"));
     assert!(refused(&[&good[..], &[0]].concat()).contains("1 bytes behind the last tensor"));
 }
 

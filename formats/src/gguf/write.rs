@@ -5,11 +5,8 @@ use std::path::Path;
 
 use byteorder::{ByteOrder, LE};
 
-use super::{Array, MAX_DIMS, MAX_NAME, Metadata, Value, alignment_of, kind};
+use super::{Array, MAX_DIMS, MAX_KEY, MAX_NAME, Metadata, Value, alignment_of, kind};
 use crate::{Error, Layout, Result, TensorMeta};
-
-/// Bytes that a metadata key may have (`docs/gguf.md`).
-const MAX_KEY: usize = 65535;
 
 /// Lays out a file of these tensors, in this order, and this metadata. The alignment is `general.alignment`, or 32.
 ///

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::config::{Fate, Fields, MOST_MATRICES};
 use super::table::{Expected, Table};
-use super::{Architecture, Error, Position, Transformer, bert, llama};
+use super::{Architecture, Error, Position, Transformer};
+use super::{bert, distilbert, gemma3, gpt2, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe, roberta};
 
 /// What a model is for, which decides how its outputs are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,20 @@ pub struct Definition {
 }
 
 /// All families of transformers.
-pub const FAMILIES: &[&Definition] = &[&llama::FAMILY, &bert::FAMILY];
+pub const FAMILIES: &[&Definition] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &phi3::FAMILY,
+    &gemma3::FAMILY,
+    &gpt2::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
+    &distilbert::FAMILY,
+];
 
 /// A model's family, with the model's own dimensions.
 #[derive(Debug, Clone)]

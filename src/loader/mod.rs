@@ -16,6 +16,7 @@ use formats::{Access, Format, Source};
 use serde_json::Value;
 
 use crate::dialect::llama_cpp;
+use crate::family::table::{self, Expected};
 use crate::family::{self, Family, Part, Role, RowOrder, Slot};
 
 pub(crate) use companions::read_json;
@@ -152,10 +153,11 @@ impl Checkpoint {
     fn assign_slots(&mut self) -> Result<()> {
         let Some(family) = &self.family else { return Ok(()) };
         let mut problems = Vec::new();
+        let mut missing = Vec::new();
         for expected in family.tensors() {
             let Some(&at) = expected.names.iter().find_map(|name| self.by_name.get(name)) else {
                 if expected.required {
-                    problems.push(format!("tensor `{}` is missing", expected.name()));
+                    missing.push(expected);
                 }
                 continue;
             };
@@ -166,13 +168,23 @@ impl Checkpoint {
                 continue;
             }
             weight.role = expected.role;
+            weight.transposed = expected.transposed;
             for piece in &expected.pieces {
                 let rows = piece.rows.start as u64..piece.rows.end as u64;
                 let here =
                     Piece { weight: at, rows, order: RowOrder::Same, transpose: expected.transposed, shift: 0.0 };
-                self.slots.entry((piece.slot, expected.layer, expected.expert, expected.part)).or_default().push(here);
+                self.slots
+                    .entry((piece.slot, expected.layer, piece.expert, expected.part))
+                    .or_insert_with(|| vec![here]);
             }
         }
+        // A file may hold one slot in several ways: experts one by one, or stacked.
+        let served = |expected: &Expected| {
+            let slot = |piece: &table::Piece| (piece.slot, expected.layer, piece.expert, expected.part);
+            expected.pieces.iter().all(|piece| self.slots.contains_key(&slot(piece)))
+        };
+        let missing = missing.into_iter().filter(|expected| !served(expected));
+        problems.extend(missing.map(|expected| format!("tensor `{}` is missing", expected.name())));
         if problems.is_empty() {
             return Ok(());
         }
@@ -181,7 +193,7 @@ impl Checkpoint {
             self.family = None;
             return Ok(());
         }
-        const MOST: usize = 8;
+        const MOST: usize = 100;
         let more = problems.len().saturating_sub(MOST);
         problems.truncate(MOST);
         if more > 0 {

@@ -146,10 +146,17 @@ impl View {
         Ok(())
     }
 
-    /// The only piece, if the view is a stored weight from first to last in its own order.
-    fn identity(&self) -> Option<&OpenPiece> {
+    /// The only piece and its bytes, if the view is one run of a stored weight's rows as they are: a whole weight, or the
+    /// rows of a fused one or of a stacked expert.
+    fn run(&self) -> Option<(&OpenPiece, &[u8])> {
         match self.pieces.as_slice() {
-            [open] if open.is_identity() => Some(open),
+            [open] if open.is_run() => match &open.parts[0] {
+                (layout, Bytes::Held(bytes)) => {
+                    let range = layout.bytes_of(&open.piece.rows);
+                    Some((open, &bytes[range.start as usize..range.end as usize]))
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -188,9 +195,10 @@ impl OpenPiece {
         Ok(open)
     }
 
-    fn is_identity(&self) -> bool {
-        self.piece.rows == (0..self.stored_rows)
-            && self.stored_order == self.piece.order
+    /// Whether its rows are stored rows that follow one another, unchanged. Another order is one of all rows.
+    fn is_run(&self) -> bool {
+        self.stored_order == self.piece.order
+            && (self.piece.order == RowOrder::Same || self.piece.rows == (0..self.stored_rows))
             && !self.piece.transpose
             && self.piece.shift == 0.0
     }
@@ -290,9 +298,8 @@ impl Rows for View {
     }
 
     fn as_f32(&self) -> Option<&[f32]> {
-        let open = self.identity()?;
-        match (&open.encoding, &open.parts[0].1) {
-            (Encoding::Plain(Dtype::F32), Bytes::Held(bytes)) if cfg!(target_endian = "little") => {
+        match self.run()? {
+            (open, bytes) if open.encoding == Encoding::Plain(Dtype::F32) && cfg!(target_endian = "little") => {
                 bytemuck::try_cast_slice(bytes).ok()
             }
             _ => None,
@@ -300,14 +307,11 @@ impl Rows for View {
     }
 
     fn as_int8(&self) -> Option<Int8Rows<'_>> {
-        let open = self.identity()?;
-        match (&open.encoding, &open.parts[0].1) {
-            (Encoding::Int8Rows { .. }, Bytes::Held(bytes)) => Some(Int8Rows {
-                codes: bytemuck::cast_slice(bytes),
-                scales: &open.scales,
-                int8_activations: self.int8_activations,
-            }),
-            _ => None,
-        }
+        let (open, bytes) = self.run()?;
+        matches!(open.encoding, Encoding::Int8Rows { .. }).then(|| Int8Rows {
+            codes: bytemuck::cast_slice(bytes),
+            scales: &open.scales[open.piece.rows.start as usize..open.piece.rows.end as usize],
+            int8_activations: self.int8_activations,
+        })
     }
 }

@@ -20,8 +20,6 @@ pub mod walk;
 pub mod weights;
 
 #[cfg(test)]
-mod golden_tests;
-#[cfg(test)]
 mod testing;
 
 pub use activations::{Activations, Int8Activations};

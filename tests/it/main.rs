@@ -7,6 +7,7 @@ mod compress;
 mod fixtures;
 mod floors;
 mod gguf;
+mod golden;
 mod minilm;
 mod seams;
 mod support;

@@ -8,7 +8,7 @@ mod tokenizer;
 mod view;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -274,6 +274,18 @@ impl Checkpoint {
     /// Opens a matrix of pieces stacked row on row.
     pub fn view(&self, pieces: &[Piece], fetch: Fetch) -> formats::Result<View> {
         View::open(&self.sources, &self.weights, pieces, fetch, self.int8_activations())
+    }
+
+    /// Tells the system that the weights of a layer are not needed soon. They come back from the file if they are.
+    pub fn release(&self, layer: usize) {
+        let of_layer = self.slots.iter().filter(|((_, at, _, _), _)| *at == layer);
+        let weights: BTreeSet<usize> =
+            of_layer.flat_map(|(_, pieces)| pieces.iter().map(|piece| piece.weight)).collect();
+        for at in weights.into_iter().flat_map(|weight| &self.weights[weight].tensors) {
+            let source = &self.sources[at.source];
+            let place = source.place(at.tensor);
+            source.release(at.tensor, 0..place.end - place.start);
+        }
     }
 
     /// In which form the model is quantized, if it is.

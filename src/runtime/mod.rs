@@ -1,10 +1,11 @@
 //! Runs models: what they compute, over weights in whatever encoding they are stored.
 //!
 //! A [`Model`] is a transformer over [`Weights`]; [`walk`] leads windows of text through one or more of them, block by block,
-//! watched by an [`Observer`]. A [`ChainModel`] is a chain of linear layers.
+//! watched by an [`Observer`]; a [`Session`] continues texts token by token. A [`ChainModel`] is a chain of linear layers.
 
 pub mod activations;
 mod block;
+pub mod cache;
 pub mod chain;
 mod checkpoint;
 mod error;
@@ -15,7 +16,9 @@ pub mod linear;
 pub mod model;
 pub mod observer;
 pub mod ops;
+pub mod sampler;
 pub mod scratch;
+pub mod session;
 pub mod walk;
 pub mod weights;
 
@@ -23,12 +26,15 @@ pub mod weights;
 mod testing;
 
 pub use activations::{Activations, Int8Activations};
+pub use cache::Cache;
 pub use chain::ChainModel;
 pub use checkpoint::{load, load_chain};
 pub use error::Error;
 pub use linear::Linear;
 pub use model::Model;
 pub use observer::{Observer, Unobserved};
+pub use sampler::Sampler;
 pub use scratch::Scratch;
+pub use session::{End, Session, generate};
 pub use walk::{Forward, Walk, forward};
 pub use weights::{Overlay, Place, Weights};

@@ -10,4 +10,5 @@ mod gguf;
 mod golden;
 mod minilm;
 mod seams;
+mod session;
 mod support;

@@ -26,7 +26,7 @@ pub mod weights;
 mod testing;
 
 pub use activations::{Activations, Int8Activations};
-pub use cache::Cache;
+pub use cache::{Cache, Precision};
 pub use chain::ChainModel;
 pub use checkpoint::{load, load_chain};
 pub use error::Error;

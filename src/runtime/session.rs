@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::block::{Block, Group};
+use super::cache::Precision;
 use super::model::{Context, Embedding, Head, Model};
 use super::observer::Unobserved;
 use super::sampler::Sampler;
@@ -14,8 +15,9 @@ const MOST_TOKENS: usize = 512;
 
 /// Sequences that a decoder is about to continue, each on its own.
 ///
-/// Keys and values of every position, the latest too, are taken from the cache, in f16: so the logits do not depend on how
-/// tokens were handed over, in one piece or one by one, or on other sequences, up to the order of sums in f32.
+/// Keys and values of every position, the latest too, are taken from the cache: so the logits do not depend on how tokens
+/// were handed over, in one piece or one by one, or on other sequences, up to the order of sums and, in f16, to ties of
+/// rounding.
 pub struct Session<'a> {
     job: &'a Job,
     embedding: Embedding,
@@ -42,11 +44,26 @@ pub enum End {
 }
 
 impl<'a> Session<'a> {
-    /// Takes up a decoder's weights for `sequences` of up to `positions` tokens. Weights that are mapped stay where they are.
+    /// Takes up a decoder's weights for `sequences` of up to `positions` tokens, with a cache in f16. Weights that are mapped
+    /// stay where they are.
     ///
     /// # Errors
     /// A model that is no decoder, more positions than it has, or weights that are missing or cannot be read.
     pub fn new(model: &Model, sequences: usize, positions: usize, job: &'a Job) -> Result<Self, Error> {
+        Self::with_precision(model, sequences, positions, Precision::F16, job)
+    }
+
+    /// As [`Session::new`], with a cache in another precision.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_precision(
+        model: &Model,
+        sequences: usize,
+        positions: usize,
+        precision: Precision,
+        job: &'a Job,
+    ) -> Result<Self, Error> {
         let t = model.shape();
         if !t.causal {
             return Err(Error::Family { expected: "a decoder" });
@@ -54,7 +71,7 @@ impl<'a> Session<'a> {
         if positions > t.max_positions {
             return Err(Error::TooLong { length: positions, limit: t.max_positions });
         }
-        let cache = || Cache::new(t.kv_heads, t.head_dim, positions);
+        let cache = || Cache::new(precision, t.kv_heads, t.head_dim, positions);
         Ok(Self {
             job,
             embedding: model.embedding()?,

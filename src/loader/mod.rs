@@ -1,6 +1,7 @@
 //! A file, a folder or a sharded index, in any format, becomes a [`Checkpoint`]: logical weights by name and role, with the
 //! config and the tokenizer beside them.
 
+mod chat;
 mod companions;
 mod error;
 mod files;
@@ -19,6 +20,7 @@ use crate::dialect::llama_cpp;
 use crate::family::table::{self, Expected};
 use crate::family::{self, Family, Part, Role, RowOrder, Slot};
 
+pub use chat::ChatTemplate;
 pub(crate) use companions::read_json;
 pub use companions::{Companions, Pooling};
 pub use error::{Error, Result};
@@ -264,6 +266,14 @@ impl Checkpoint {
     /// The config's fields.
     pub fn config(&self) -> Option<&Value> {
         self.companions.config.as_ref().map(|(_, config)| config)
+    }
+
+    /// The model's tokenizer, if there is one beside the weights.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        self.companions.tokenizer.as_deref().map(Tokenizer::read).transpose()
     }
 
     /// The pieces that serve a slot.

@@ -8,6 +8,7 @@ mod block;
 pub mod cache;
 pub mod chain;
 mod checkpoint;
+pub mod embed;
 mod error;
 mod feed_forward;
 #[allow(unsafe_code)]
@@ -29,6 +30,7 @@ pub use activations::{Activations, Int8Activations};
 pub use cache::{Cache, Precision};
 pub use chain::ChainModel;
 pub use checkpoint::{load, load_chain};
+pub use embed::{embed, normalise};
 pub use error::Error;
 pub use linear::Linear;
 pub use model::Model;

@@ -9,6 +9,7 @@ mod floors;
 mod gguf;
 mod golden;
 mod minilm;
+mod run;
 mod seams;
 mod session;
 mod support;

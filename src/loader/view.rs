@@ -146,6 +146,21 @@ impl View {
         Ok(())
     }
 
+    /// Tells the system that these rows of a view that is read in bands are not needed soon. They come back from the file if
+    /// they are.
+    pub fn release(&self, rows: Range<u64>) {
+        let [open] = self.pieces.as_slice() else { return };
+        if !open.is_run() {
+            return;
+        }
+        let rows = open.piece.rows.start + rows.start..open.piece.rows.start + rows.end;
+        for (layout, bytes) in &open.parts {
+            if let Bytes::Later(source, tensor) = bytes {
+                source.release(*tensor, layout.bytes_of(&rows));
+            }
+        }
+    }
+
     /// The only piece and its bytes, if the view is one run of a stored weight's rows as they are: a whole weight, or the
     /// rows of a fused one or of a stacked expert.
     fn run(&self) -> Option<(&OpenPiece, &[u8])> {

@@ -8,6 +8,7 @@ mod fixtures;
 mod floors;
 mod gguf;
 mod golden;
+mod memory;
 mod minilm;
 mod run;
 mod seams;

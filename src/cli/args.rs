@@ -182,7 +182,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
     /// Put the prompt into the model's chat template, and print the answer only
-    #[arg(long, requires = "prompt")]
+    #[arg(long, conflicts_with_all = ["text", "inputs"])]
     pub chat: bool,
     #[command(flatten)]
     pub common: Common,

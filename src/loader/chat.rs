@@ -118,7 +118,7 @@ mod tests {
             ("{% for x in %}", "syntax"),
             ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
             ("{% for i in range(9000) %}{% for j in range(9000) %}{{ i }}{% endfor %}{% endfor %}", "1000000 steps"),
-            ("{% include '/etc/passwd' %}", "/etc/passwd"),
+            ("{% include '/etc/passwd' %}", "include"),
         ] {
             let error = template(source).render("x").unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("t.jinja"), "{error}");

@@ -48,16 +48,17 @@ pub enum Fetch {
 
 #[derive(Debug)]
 enum Bytes {
-    Held(TensorBytes),
+    /// Those from an offset on.
+    Held(TensorBytes, u64),
     Later(Arc<Source>, usize),
 }
 
 impl Bytes {
     fn get<'a>(&'a self, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
-        let slice = range.start as usize..range.end as usize;
         match self {
-            Self::Held(bytes) => Ok(&bytes[slice]),
+            Self::Held(bytes, offset) => Ok(&bytes[(range.start - offset) as usize..(range.end - offset) as usize]),
             Self::Later(source, tensor) => {
+                let slice = range.start as usize..range.end as usize;
                 if let Some(bytes) = source.bytes(*tensor) {
                     return Ok(&bytes[slice]);
                 }
@@ -166,9 +167,9 @@ impl View {
     fn run(&self) -> Option<(&OpenPiece, &[u8])> {
         match self.pieces.as_slice() {
             [open] if open.is_run() => match &open.parts[0] {
-                (layout, Bytes::Held(bytes)) => {
+                (layout, Bytes::Held(bytes, offset)) => {
                     let range = layout.bytes_of(&open.piece.rows);
-                    Some((open, &bytes[range.start as usize..range.end as usize]))
+                    Some((open, &bytes[(range.start - offset) as usize..(range.end - offset) as usize]))
                 }
                 _ => None,
             },
@@ -183,14 +184,25 @@ impl OpenPiece {
             .encoding
             .parts(&weight.name, &weight.shape, weight.rows, weight.cols)
             .unwrap_or_else(|unfit| unreachable!("the loader made a weight that does not fit its encoding: {unfit}"));
-        let bytes = |at: &TensorRef| match fetch {
-            Fetch::Now => TensorBytes::load(&sources[at.source], at.tensor).map(Bytes::Held),
-            Fetch::Bands => Ok(Bytes::Later(sources[at.source].clone(), at.tensor)),
+        let in_order = !piece.transpose && piece.order == RowOrder::Same && weight.order == RowOrder::Same;
+        let bytes = |layout: &PartLayout, at: &TensorRef| {
+            let source = &sources[at.source];
+            match fetch {
+                // Of a stack of experts in a file that is not mapped, one expert's rows and not all of them for each.
+                Fetch::Now if in_order && layout.name == weight.name && source.bytes(at.tensor).is_none() => {
+                    let range = layout.bytes_of(&piece.rows);
+                    let mut bytes = vec![0; (range.end - range.start) as usize];
+                    source.read_at(at.tensor, range.start, &mut bytes)?;
+                    Ok(Bytes::Held(bytes.into(), range.start))
+                }
+                Fetch::Now => Ok(Bytes::Held(TensorBytes::load(source, at.tensor)?, 0)),
+                Fetch::Bands => Ok(Bytes::Later(source.clone(), at.tensor)),
+            }
         };
         let parts: Vec<(PartLayout, Bytes)> = layouts
             .into_iter()
             .zip(&weight.tensors)
-            .map(|(layout, at)| Ok((layout, bytes(at)?)))
+            .map(|(layout, at)| bytes(&layout, at).map(|bytes| (layout, bytes)))
             .collect::<Result<_>>()?;
         let mut open = Self {
             piece: piece.clone(),

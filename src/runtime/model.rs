@@ -238,12 +238,15 @@ impl Model {
         self.shape.final_norm.then(|| self.norm(Slot::FinalNorm, 0, self.shape.hidden)).transpose()
     }
 
-    /// The output projection with the last normalisation, taken up now. If it is the token embedding, an overlay of
-    /// [`Slot::Head`] still counts for it.
-    pub(super) fn head(&self) -> Result<Head, Error> {
+    /// The output projection with the last normalisation, taken up now. If it is the token embedding, which may be at hand
+    /// already, an overlay of [`Slot::Head`] still counts for it.
+    pub(super) fn head(&self, embedding: Option<&Embedding>) -> Result<Head, Error> {
         let (t, head) = (&self.shape, Place::new(Slot::Head, 0));
         let projection = if t.tied && !self.overlay.contains_key(&head) {
-            let linear = self.linear(Place::new(Slot::TokenEmbedding, 0), t.vocab, t.hidden)?;
+            let linear = match embedding {
+                Some(embedding) => embedding.tokens.clone(),
+                None => self.linear(Place::new(Slot::TokenEmbedding, 0), t.vocab, t.hidden)?,
+            };
             Projection { place: head, linear, bias: self.vector(Slot::Head, 0, Part::Bias, t.vocab)? }
         } else {
             self.projection(head, t.vocab, t.hidden)?

@@ -72,11 +72,12 @@ impl<'a> Session<'a> {
             return Err(Error::TooLong { length: positions, limit: t.max_positions });
         }
         let cache = || Cache::new(precision, t.kv_heads, t.head_dim, positions);
+        let embedding = model.embedding()?;
         Ok(Self {
             job,
-            embedding: model.embedding()?,
             blocks: (0..t.layers).map(|layer| model.block(layer)).collect::<Result<_, _>>()?,
-            head: model.head()?,
+            head: model.head(Some(&embedding))?,
+            embedding,
             hidden: t.hidden,
             limit: positions,
             caches: (0..t.layers).map(|_| (0..sequences).map(|_| cache()).collect()).collect(),

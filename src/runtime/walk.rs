@@ -108,7 +108,7 @@ impl<'a> Walk<'a> {
         observer: &mut dyn Observer,
         mut each: impl FnMut(Range<usize>, &[&[f32]]),
     ) -> Result<(), Error> {
-        let heads = self.models.iter().map(|model| model.head()).collect::<Result<Vec<_>, _>>()?;
+        let heads = self.models.iter().map(|model| model.head(None)).collect::<Result<Vec<_>, _>>()?;
         let per_position: usize = self.models.iter().map(|model| model.shape().vocab + 2 * model.shape().hidden).sum();
         let step = within(self.job.memory, per_position, MOST_POSITIONS);
         for first in (0..self.tokens()).step_by(step) {

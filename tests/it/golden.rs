@@ -293,6 +293,12 @@ fn stacked_experts_are_the_same_experts() {
         write_safetensors(&path, &whole);
         let (hidden, logits) = difference(out.path(), usize::MAX);
         assert!(hidden <= 1e-4 && logits <= 1e-4, "{family}: {hidden:e} {logits:e}");
+        let by_offset = Options { access: formats::Access::Read, ..Options::default() };
+        let read = Arc::new(Checkpoint::open(out.path(), &by_offset).unwrap());
+        let logits = |checkpoint: &Arc<Checkpoint>| {
+            forward(&runtime::load(checkpoint).unwrap(), &[5, 6, 7], &Job::new(1)).unwrap().logits
+        };
+        assert_eq!(logits(&read), logits(&open(out.path())));
         // Both forms have the same codes, so both compute the same.
         let run = |model: &Path| {
             let target = out.path().join("int8");

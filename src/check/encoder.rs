@@ -8,7 +8,7 @@ use super::statistics::{cosine, spearman};
 use super::{Error, NotCompared, Options, Result, text, tokenizer, transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Pooling};
-use crate::runtime::{self, Unobserved, walk};
+use crate::runtime::{self, embed};
 
 /// Embeds the same texts with both models.
 ///
@@ -57,46 +57,6 @@ pub fn compare(
         failures.push(format!("mean cosine {:.6} is below its limit of {limit}", found.cosine.mean));
     }
     Ok(Ok((found, text.name)))
-}
-
-/// The embeddings of texts, `[hidden]` each, for each model. Not scaled to length one.
-///
-/// # Errors
-/// Weights that are missing or cannot be read, or an interrupt.
-pub fn embed(
-    models: &[&runtime::Model],
-    windows: &[Vec<u32>],
-    pooling: Pooling,
-    job: &Job,
-    stage: &str,
-) -> Result<Vec<Vec<Vec<f32>>>, runtime::Error> {
-    let mut embeddings = vec![Vec::with_capacity(windows.len()); models.len()];
-    walk::encode(models, windows, job, stage, &mut Unobserved, |window, hidden| {
-        let positions = windows[window].len();
-        for (all, hidden) in embeddings.iter_mut().zip(hidden) {
-            all.push(pool(hidden, hidden.len() / positions, pooling));
-        }
-    })?;
-    Ok(embeddings)
-}
-
-/// One vector of many, `[positions, width]`.
-fn pool(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
-    let rows = || hidden.chunks_exact(width);
-    let fold = |start: f32, join: fn(f32, f32) -> f32| {
-        let mut all = vec![start; width];
-        rows().for_each(|row| all.iter_mut().zip(row).for_each(|(to, &x)| *to = join(*to, x)));
-        all
-    };
-    match pooling {
-        Pooling::Cls => rows().next().map(<[f32]>::to_vec).unwrap_or_default(),
-        Pooling::LastToken => rows().last().map(<[f32]>::to_vec).unwrap_or_default(),
-        Pooling::Max => fold(f32::NEG_INFINITY, f32::max),
-        Pooling::Mean => {
-            let count = rows().len() as f32;
-            fold(0.0, |a, b| a + b).into_iter().map(|sum| sum / count).collect()
-        }
-    }
 }
 
 /// What the comparison of two encoders found.

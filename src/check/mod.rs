@@ -159,10 +159,7 @@ pub type NotCompared = String;
 
 /// The original's tokenizer, or why outputs cannot be compared without it.
 fn tokenizer(original: &Checkpoint) -> Result<Result<Tokenizer, NotCompared>> {
-    match &original.companions().tokenizer {
-        Some(path) => Ok(Ok(Tokenizer::read(path)?)),
-        None => Ok(Err("there is no tokenizer.json beside the weights".to_owned())),
-    }
+    Ok(original.tokenizer()?.ok_or_else(|| "there is no tokenizer.json beside the weights".to_owned()))
 }
 
 fn transformer(original: &Checkpoint) -> Result<&Transformer> {

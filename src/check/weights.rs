@@ -153,6 +153,7 @@ pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result
         let mut scratch = Scratch::default();
         pair.original.try_read(first as usize, a, &mut scratch)?;
         pair.written.try_read(first as usize, b, &mut scratch)?;
+        [&pair.original, &pair.written].into_iter().for_each(|view| view.release(first..first + rows));
         job.progress.advance(rows * pair.weight.cols);
         Ok::<_, Error>(Sums::of(a, b))
     });

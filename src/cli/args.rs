@@ -24,6 +24,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compare a compressed model with its original
     Check(CheckArgs),
+    /// Continue a prompt, embed texts, or predict, by what the model is
+    Run(RunArgs),
 }
 
 /// Which weights are treated how.
@@ -152,6 +154,54 @@ pub struct CheckArgs {
     pub common: Common,
 }
 
+/// `compress run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The model: a decoder, an encoder, or a chain of linear layers
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// For a decoder: the text to continue
+    #[arg(long, value_name = "TEXT", group = "input", required = true)]
+    pub prompt: Option<String>,
+    /// For an encoder: texts to embed, one a line
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub text: Option<PathBuf>,
+    /// For a linear chain: inputs to predict from (.safetensors or .csv)
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub inputs: Option<PathBuf>,
+    /// Most tokens to add to the prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Draw tokens at random, the more freely the higher; 0 takes the likeliest
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    pub temperature: f32,
+    /// Draw only from the likeliest tokens whose probabilities reach P together
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    pub top_p: f32,
+    /// Drawing with the same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Put the prompt into the model's chat template, and print the answer only
+    #[arg(long, conflicts_with_all = ["text", "inputs"])]
+    pub chat: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(x) if (0.0..=100.0).contains(&x) => Ok(x),
+        _ => Err("expected a number from 0 to 100".into()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
+        _ => Err("expected a number above 0, at most 1".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +224,11 @@ mod tests {
             &["compress", "m", "--int8", "--check-tokens", "0"],
             &["compress", "m", "--recipe", "r", "--embeddings"],
             &["compress", "check", "m"],
+            &["compress", "run", "m"],
+            &["compress", "run", "m", "--prompt", "a", "--text", "b"],
+            &["compress", "run", "m", "--prompt", "a", "--temperature", "-1"],
+            &["compress", "run", "m", "--prompt", "a", "--top-p", "0"],
+            &["compress", "run", "m", "--text", "a", "--chat"],
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
         }

@@ -2,7 +2,7 @@
 
 use formats::Kind;
 
-use crate::{check, loader, pipeline, recipe};
+use crate::{check, loader, pipeline, recipe, runtime};
 
 /// Whatever ends the program other than success.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,11 @@ pub enum Failure {
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
     Check(#[from] check::Error),
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    /// A model that cannot do what is asked.
+    #[error("{0}")]
+    Model(String),
     /// A combination of options that cannot be.
     #[error("{0}")]
     Usage(String),
@@ -37,6 +42,8 @@ pub fn code(failure: &Failure) -> u8 {
         Failure::Recipe(e) => e.kind(),
         Failure::Pipeline(e) => e.kind(),
         Failure::Check(e) => e.kind(),
+        Failure::Runtime(e) => e.kind(),
+        Failure::Model(_) => Kind::Input,
         Failure::Usage(_) => Kind::Usage,
         Failure::Refused(_) => Kind::Check,
         Failure::Output(_) => Kind::Io,

@@ -6,8 +6,10 @@ mod compress;
 mod exit;
 mod inspect;
 mod progress;
+mod run;
 
 use std::io::Write;
+use std::ops::ControlFlow;
 
 pub use args::Cli;
 pub use exit::{Failure, code};
@@ -22,16 +24,23 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Run(args)) => run::run(&args),
         None => compress::run(&cli.compress),
     }
 }
 
 /// Prints a command's result. A reader that has gone is no error.
 fn print(text: &str) -> Result<(), Failure> {
+    stream(text).map(|_| ())
+}
+
+/// Prints a part of a command's result; breaks if the reader has gone.
+fn stream(text: &str) -> Result<ControlFlow<()>, Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Output(e)),
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) => Err(Failure::Output(e)),
     }
 }
 

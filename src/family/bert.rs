@@ -15,84 +15,80 @@ pub const FAMILY: Definition = Definition {
     read,
 };
 
-/// Its tensors. The oldest files call a gain `gamma` and a shift `beta`.
+/// Its tensors.
 pub const TABLE: Table = Table {
     bases: &["", "bert."],
-    entries: &[
-        Entry::matrix(
-            Slot::TokenEmbedding,
-            Role::Embedding,
-            "{base}embeddings.word_embeddings.weight",
-            &[Vocab, Hidden],
-        )
-        .gguf("token_embd.weight"),
-        Entry::matrix(
-            Slot::PositionEmbedding,
-            Role::Embedding,
-            "{base}embeddings.position_embeddings.weight",
-            &[Positions, Hidden],
-        )
-        .gguf("position_embd.weight"),
-        Entry::matrix(
-            Slot::TypeEmbedding,
-            Role::Embedding,
-            "{base}embeddings.token_type_embeddings.weight",
-            &[TokenTypes, Hidden],
-        )
-        .gguf("token_types.weight"),
-        Entry::gain(Slot::EmbeddingNorm, "{base}embeddings.LayerNorm.weight")
-            .older("{base}embeddings.LayerNorm.gamma")
-            .gguf("token_embd_norm.weight"),
-        Entry::shift(Slot::EmbeddingNorm, "{base}embeddings.LayerNorm.bias")
-            .older("{base}embeddings.LayerNorm.beta")
-            .gguf("token_embd_norm.bias"),
-        Entry::linear(Slot::AttnQ, "{base}encoder.layer.{layer}.attention.self.query.weight", &[Queries, Hidden])
-            .gguf("blk.{layer}.attn_q.weight"),
-        Entry::bias(Slot::AttnQ, "{base}encoder.layer.{layer}.attention.self.query.bias", &[Queries])
-            .gguf("blk.{layer}.attn_q.bias"),
-        Entry::linear(Slot::AttnK, "{base}encoder.layer.{layer}.attention.self.key.weight", &[Keys, Hidden])
-            .gguf("blk.{layer}.attn_k.weight"),
-        Entry::bias(Slot::AttnK, "{base}encoder.layer.{layer}.attention.self.key.bias", &[Keys])
-            .gguf("blk.{layer}.attn_k.bias"),
-        Entry::linear(Slot::AttnV, "{base}encoder.layer.{layer}.attention.self.value.weight", &[Keys, Hidden])
-            .gguf("blk.{layer}.attn_v.weight"),
-        Entry::bias(Slot::AttnV, "{base}encoder.layer.{layer}.attention.self.value.bias", &[Keys])
-            .gguf("blk.{layer}.attn_v.bias"),
-        Entry::linear(Slot::AttnOut, "{base}encoder.layer.{layer}.attention.output.dense.weight", &[Hidden, Queries])
-            .gguf("blk.{layer}.attn_output.weight"),
-        Entry::bias(Slot::AttnOut, "{base}encoder.layer.{layer}.attention.output.dense.bias", &[Hidden])
-            .gguf("blk.{layer}.attn_output.bias"),
-        Entry::gain(Slot::AttnOutNorm, "{base}encoder.layer.{layer}.attention.output.LayerNorm.weight")
-            .older("{base}encoder.layer.{layer}.attention.output.LayerNorm.gamma")
-            .gguf("blk.{layer}.attn_output_norm.weight"),
-        Entry::shift(Slot::AttnOutNorm, "{base}encoder.layer.{layer}.attention.output.LayerNorm.bias")
-            .older("{base}encoder.layer.{layer}.attention.output.LayerNorm.beta")
-            .gguf("blk.{layer}.attn_output_norm.bias"),
-        Entry::linear(Slot::FfnUp, "{base}encoder.layer.{layer}.intermediate.dense.weight", &[Intermediate, Hidden])
-            .gguf("blk.{layer}.ffn_up.weight"),
-        Entry::bias(Slot::FfnUp, "{base}encoder.layer.{layer}.intermediate.dense.bias", &[Intermediate])
-            .gguf("blk.{layer}.ffn_up.bias"),
-        Entry::linear(Slot::FfnDown, "{base}encoder.layer.{layer}.output.dense.weight", &[Hidden, Intermediate])
-            .gguf("blk.{layer}.ffn_down.weight"),
-        Entry::bias(Slot::FfnDown, "{base}encoder.layer.{layer}.output.dense.bias", &[Hidden])
-            .gguf("blk.{layer}.ffn_down.bias"),
-        Entry::gain(Slot::FfnOutNorm, "{base}encoder.layer.{layer}.output.LayerNorm.weight")
-            .older("{base}encoder.layer.{layer}.output.LayerNorm.gamma")
-            .gguf("blk.{layer}.layer_output_norm.weight"),
-        Entry::shift(Slot::FfnOutNorm, "{base}encoder.layer.{layer}.output.LayerNorm.bias")
-            .older("{base}encoder.layer.{layer}.output.LayerNorm.beta")
-            .gguf("blk.{layer}.layer_output_norm.bias"),
-        Entry::linear(Slot::Pooler, "{base}pooler.dense.weight", &[Hidden, Hidden]).optional(),
-        Entry::bias(Slot::Pooler, "{base}pooler.dense.bias", &[Hidden]).optional(),
-    ],
+    sections: &[ENTRIES],
+    rope_pairs: false,
     ignored: &["{base}embeddings.position_ids"],
 };
 
+/// The tensors of BERT and its descendants. The oldest files call a gain `gamma` and a shift `beta`.
+pub const ENTRIES: &[Entry] = &[
+    Entry::matrix(Slot::TokenEmbedding, Role::Embedding, "{base}embeddings.word_embeddings.weight", &[Vocab, Hidden])
+        .gguf("token_embd.weight"),
+    Entry::matrix(
+        Slot::PositionEmbedding,
+        Role::Embedding,
+        "{base}embeddings.position_embeddings.weight",
+        &[Positions, Hidden],
+    )
+    .gguf("position_embd.weight"),
+    Entry::matrix(
+        Slot::TypeEmbedding,
+        Role::Embedding,
+        "{base}embeddings.token_type_embeddings.weight",
+        &[TokenTypes, Hidden],
+    )
+    .gguf("token_types.weight"),
+    Entry::gain(Slot::EmbeddingNorm, "{base}embeddings.LayerNorm.weight")
+        .older("{base}embeddings.LayerNorm.gamma")
+        .gguf("token_embd_norm.weight"),
+    Entry::shift(Slot::EmbeddingNorm, "{base}embeddings.LayerNorm.bias")
+        .older("{base}embeddings.LayerNorm.beta")
+        .gguf("token_embd_norm.bias"),
+    Entry::linear(Slot::AttnQ, "{base}encoder.layer.{layer}.attention.self.query.weight", &[Queries, Hidden])
+        .gguf("blk.{layer}.attn_q.weight"),
+    Entry::bias(Slot::AttnQ, "{base}encoder.layer.{layer}.attention.self.query.bias", &[Queries])
+        .gguf("blk.{layer}.attn_q.bias"),
+    Entry::linear(Slot::AttnK, "{base}encoder.layer.{layer}.attention.self.key.weight", &[Keys, Hidden])
+        .gguf("blk.{layer}.attn_k.weight"),
+    Entry::bias(Slot::AttnK, "{base}encoder.layer.{layer}.attention.self.key.bias", &[Keys])
+        .gguf("blk.{layer}.attn_k.bias"),
+    Entry::linear(Slot::AttnV, "{base}encoder.layer.{layer}.attention.self.value.weight", &[Keys, Hidden])
+        .gguf("blk.{layer}.attn_v.weight"),
+    Entry::bias(Slot::AttnV, "{base}encoder.layer.{layer}.attention.self.value.bias", &[Keys])
+        .gguf("blk.{layer}.attn_v.bias"),
+    Entry::linear(Slot::AttnOut, "{base}encoder.layer.{layer}.attention.output.dense.weight", &[Hidden, Queries])
+        .gguf("blk.{layer}.attn_output.weight"),
+    Entry::bias(Slot::AttnOut, "{base}encoder.layer.{layer}.attention.output.dense.bias", &[Hidden])
+        .gguf("blk.{layer}.attn_output.bias"),
+    Entry::gain(Slot::AttnOutNorm, "{base}encoder.layer.{layer}.attention.output.LayerNorm.weight")
+        .older("{base}encoder.layer.{layer}.attention.output.LayerNorm.gamma")
+        .gguf("blk.{layer}.attn_output_norm.weight"),
+    Entry::shift(Slot::AttnOutNorm, "{base}encoder.layer.{layer}.attention.output.LayerNorm.bias")
+        .older("{base}encoder.layer.{layer}.attention.output.LayerNorm.beta")
+        .gguf("blk.{layer}.attn_output_norm.bias"),
+    Entry::linear(Slot::FfnUp, "{base}encoder.layer.{layer}.intermediate.dense.weight", &[Intermediate, Hidden])
+        .gguf("blk.{layer}.ffn_up.weight"),
+    Entry::bias(Slot::FfnUp, "{base}encoder.layer.{layer}.intermediate.dense.bias", &[Intermediate])
+        .gguf("blk.{layer}.ffn_up.bias"),
+    Entry::linear(Slot::FfnDown, "{base}encoder.layer.{layer}.output.dense.weight", &[Hidden, Intermediate])
+        .gguf("blk.{layer}.ffn_down.weight"),
+    Entry::bias(Slot::FfnDown, "{base}encoder.layer.{layer}.output.dense.bias", &[Hidden])
+        .gguf("blk.{layer}.ffn_down.bias"),
+    Entry::gain(Slot::FfnOutNorm, "{base}encoder.layer.{layer}.output.LayerNorm.weight")
+        .older("{base}encoder.layer.{layer}.output.LayerNorm.gamma")
+        .gguf("blk.{layer}.layer_output_norm.weight"),
+    Entry::shift(Slot::FfnOutNorm, "{base}encoder.layer.{layer}.output.LayerNorm.bias")
+        .older("{base}encoder.layer.{layer}.output.LayerNorm.beta")
+        .gguf("blk.{layer}.layer_output_norm.bias"),
+    Entry::linear(Slot::Pooler, "{base}pooler.dense.weight", &[Hidden, Hidden]).optional(),
+    Entry::bias(Slot::Pooler, "{base}pooler.dense.bias", &[Hidden]).optional(),
+];
+
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
-    fields.only("position_embedding_type", "absolute")?;
-    fields.without_effect(&["tie_word_embeddings", "pooler_fc_size", "directionality"]);
-    let t = encoder(fields)?;
-    Ok(Transformer { position: Position::Learned { offset: 0 }, ..t })
+    encoder(fields)
 }
 
 /// Reads the fields that BERT and its descendants share; positions are left as BERT's.
@@ -100,6 +96,8 @@ fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
 /// # Errors
 /// A field that is missing, wrong, or asks for what is not supported.
 pub fn encoder(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
+    fields.only("position_embedding_type", "absolute")?;
+    fields.without_effect(&["tie_word_embeddings", "pooler_fc_size", "directionality"]);
     let hidden = fields.count("hidden_size")?;
     let heads = fields.count("num_attention_heads")?;
     let layers = fields.count("num_hidden_layers")?;

@@ -113,7 +113,7 @@ fn tensor(name: &str, layer: usize, part: Part, role: Role, shape: &[usize]) -> 
         shape: shape.to_vec(),
         transposed: false,
         required: true,
-        pieces: vec![Piece { slot: Slot::ChainLinear, rows: 0..shape[0] }],
+        pieces: vec![Piece { slot: Slot::ChainLinear, expert: None, rows: 0..shape[0] }],
         gguf: None,
     }
 }

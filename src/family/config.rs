@@ -156,6 +156,20 @@ impl<'a> Fields<'a> {
         Ok(self.maybe_count(name)?.unwrap_or(default))
     }
 
+    /// A positive number of things, `None` if the field is null, or the family's default if it is not there.
+    pub fn count_or_null(&mut self, name: &str, default: usize) -> Result<Option<usize>, Error> {
+        if self.map.contains_key(name) { self.maybe_count(name) } else { Ok(Some(default)) }
+    }
+
+    /// A whole number, zero among them, or the family's default.
+    pub fn whole_or(&mut self, name: &str, default: usize) -> Result<usize, Error> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        match value.as_u64() {
+            Some(n) if n <= LARGEST => Ok(n as usize),
+            _ => Err(self.invalid(name, format!("a whole number up to {LARGEST}"), value)),
+        }
+    }
+
     /// A finite number, if the field is there.
     pub fn maybe_number(&mut self, name: &str) -> Result<Option<f64>, Error> {
         let Some(value) = self.get(name) else { return Ok(None) };

@@ -1,8 +1,7 @@
 //! Llama 1 to 3 (Touvron et al., 2023; Grattafiori et al., 2024).
 
-use super::table::Axis::{Hidden, Intermediate, Keys, Queries, Vocab};
-use super::table::{Entry, Table};
-use super::{Definition, Kind, Role, Slot, decoder};
+use super::table::Table;
+use super::{Definition, Kind, decoder};
 
 /// The family.
 pub const FAMILY: Definition = Definition {
@@ -16,56 +15,10 @@ pub const FAMILY: Definition = Definition {
 
 /// Its tensors.
 pub const TABLE: Table = Table {
-    bases: &["model.", ""],
-    entries: &[
-        Entry::matrix(Slot::TokenEmbedding, Role::Embedding, "{base}embed_tokens.weight", &[Vocab, Hidden])
-            .gguf("token_embd.weight"),
-        Entry::gain(Slot::AttnNorm, "{base}layers.{layer}.input_layernorm.weight").gguf("blk.{layer}.attn_norm.weight"),
-        Entry::linear(Slot::AttnQ, "{base}layers.{layer}.self_attn.q_proj.weight", &[Queries, Hidden])
-            .gguf("blk.{layer}.attn_q.weight")
-            .pairs(),
-        Entry::bias(Slot::AttnQ, "{base}layers.{layer}.self_attn.q_proj.bias", &[Queries])
-            .gguf("blk.{layer}.attn_q.bias")
-            .pairs()
-            .optional(),
-        Entry::linear(Slot::AttnK, "{base}layers.{layer}.self_attn.k_proj.weight", &[Keys, Hidden])
-            .gguf("blk.{layer}.attn_k.weight")
-            .pairs(),
-        Entry::bias(Slot::AttnK, "{base}layers.{layer}.self_attn.k_proj.bias", &[Keys])
-            .gguf("blk.{layer}.attn_k.bias")
-            .pairs()
-            .optional(),
-        Entry::linear(Slot::AttnV, "{base}layers.{layer}.self_attn.v_proj.weight", &[Keys, Hidden])
-            .gguf("blk.{layer}.attn_v.weight"),
-        Entry::bias(Slot::AttnV, "{base}layers.{layer}.self_attn.v_proj.bias", &[Keys])
-            .gguf("blk.{layer}.attn_v.bias")
-            .optional(),
-        Entry::linear(Slot::AttnOut, "{base}layers.{layer}.self_attn.o_proj.weight", &[Hidden, Queries])
-            .gguf("blk.{layer}.attn_output.weight"),
-        Entry::bias(Slot::AttnOut, "{base}layers.{layer}.self_attn.o_proj.bias", &[Hidden])
-            .gguf("blk.{layer}.attn_output.bias")
-            .optional(),
-        Entry::gain(Slot::FfnNorm, "{base}layers.{layer}.post_attention_layernorm.weight")
-            .gguf("blk.{layer}.ffn_norm.weight"),
-        Entry::linear(Slot::FfnGate, "{base}layers.{layer}.mlp.gate_proj.weight", &[Intermediate, Hidden])
-            .gguf("blk.{layer}.ffn_gate.weight"),
-        Entry::bias(Slot::FfnGate, "{base}layers.{layer}.mlp.gate_proj.bias", &[Intermediate])
-            .gguf("blk.{layer}.ffn_gate.bias")
-            .optional(),
-        Entry::linear(Slot::FfnUp, "{base}layers.{layer}.mlp.up_proj.weight", &[Intermediate, Hidden])
-            .gguf("blk.{layer}.ffn_up.weight"),
-        Entry::bias(Slot::FfnUp, "{base}layers.{layer}.mlp.up_proj.bias", &[Intermediate])
-            .gguf("blk.{layer}.ffn_up.bias")
-            .optional(),
-        Entry::linear(Slot::FfnDown, "{base}layers.{layer}.mlp.down_proj.weight", &[Hidden, Intermediate])
-            .gguf("blk.{layer}.ffn_down.weight"),
-        Entry::bias(Slot::FfnDown, "{base}layers.{layer}.mlp.down_proj.bias", &[Hidden])
-            .gguf("blk.{layer}.ffn_down.bias")
-            .optional(),
-        Entry::gain(Slot::FinalNorm, "{base}norm.weight").gguf("output_norm.weight"),
-        Entry::matrix(Slot::Head, Role::Head, "lm_head.weight", &[Vocab, Hidden]).gguf("output.weight").untied(),
-    ],
-    ignored: &["{base}layers.{layer}.self_attn.rotary_emb.inv_freq"],
+    bases: decoder::BASES,
+    sections: &[decoder::EMBEDDING, decoder::NORMS, decoder::ATTENTION, decoder::FEED_FORWARD, decoder::END],
+    rope_pairs: true,
+    ignored: decoder::IGNORED,
 };
 
 #[cfg(test)]

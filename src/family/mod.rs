@@ -8,10 +8,20 @@ pub mod bert;
 pub mod chain;
 pub mod config;
 pub mod decoder;
+pub mod distilbert;
 mod error;
+pub mod gemma3;
+pub mod gpt2;
 mod guess;
 pub mod llama;
+pub mod mistral;
+pub mod mixtral;
+pub mod phi3;
+pub mod qwen2;
+pub mod qwen3;
+pub mod qwen3_moe;
 mod registry;
+pub mod roberta;
 pub mod table;
 
 use std::fmt;
@@ -323,7 +333,7 @@ impl Activation {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "relu" => Self::Relu,
-            "gelu" => Self::Gelu,
+            "gelu" | "gelu_python" => Self::Gelu,
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
             "silu" | "swish" => Self::Silu,
             "tanh" => Self::Tanh,

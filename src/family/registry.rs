@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::config::{Fate, Fields, MOST_MATRICES};
 use super::table::{Expected, Table};
-use super::{Architecture, Error, Position, Transformer, bert, llama};
+use super::{Architecture, Error, Position, Transformer};
+use super::{bert, distilbert, gemma3, gpt2, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe, roberta};
 
 /// What a model is for, which decides how its outputs are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,20 @@ pub struct Definition {
 }
 
 /// All families of transformers.
-pub const FAMILIES: &[&Definition] = &[&llama::FAMILY, &bert::FAMILY];
+pub const FAMILIES: &[&Definition] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &phi3::FAMILY,
+    &gemma3::FAMILY,
+    &gpt2::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
+    &distilbert::FAMILY,
+];
 
 /// A model's family, with the model's own dimensions.
 #[derive(Debug, Clone)]
@@ -127,4 +141,82 @@ fn validate(t: &Transformer, fields: &Fields<'_>) -> Result<(), Error> {
         return Err(wrong("head_dim", "an even number of dimensions to rotate".into(), rope.dims));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: Value) -> (Transformer, Fate) {
+        let family = find(&config).unwrap();
+        let Architecture::Transformer(t) = family.architecture else { panic!("a transformer") };
+        (*t, family.config)
+    }
+
+    /// Configs as they lie on the hub, in the spelling before transformers 5.
+    #[test]
+    fn older_spellings_are_read_and_every_field_is_known() {
+        let (t, fate) = read(json!({"architectures": ["Gemma3ForCausalLM"], "attention_bias": false,
+            "attn_logit_softcapping": null, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+            "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 1152, "intermediate_size": 6912, "max_position_embeddings": 32768,
+            "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 12, "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000, "rope_scaling": null,
+            "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+            "use_cache": true, "vocab_size": 262144}));
+        assert_eq!(fate.unknown, [""; 0]);
+        let Position::Rope(ropes) = &t.position else { panic!("rotations") };
+        for layer in 0..12 {
+            let global = layer % 6 == 5;
+            assert_eq!(t.windows[layer], (!global).then_some(512), "{layer}");
+            assert_eq!(ropes[layer].theta, if global { 1e6 } else { 1e4 }, "{layer}");
+        }
+        assert!(t.tied && t.attention_scale == 1.0 / 16.0);
+
+        let mistral = json!({"architectures": ["MistralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
+            "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+            "num_attention_heads": 32, "num_hidden_layers": 2, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false, "vocab_size": 32000});
+        let (t, fate) = read(mistral.clone());
+        assert_eq!((t.windows[0], fate.unknown), (Some(4096), vec![]));
+        let mut whole = mistral;
+        whole["sliding_window"] = Value::Null;
+        assert_eq!(read(whole).0.windows[0], None);
+
+        let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu",
+            "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 1,
+            "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 3, "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 100, "tie_word_embeddings": true,
+            "use_sliding_window": false, "vocab_size": 151936});
+        let (t, fate) = read(qwen.clone());
+        assert_eq!((t.windows, fate.unknown), (vec![None; 3], vec![]));
+        let mut slides = qwen;
+        slides["use_sliding_window"] = json!(true);
+        assert_eq!(read(slides).0.windows, [None, Some(100), Some(100)]);
+    }
+
+    #[test]
+    fn what_changes_the_outputs_and_is_not_supported_names_its_field() {
+        let moe = json!({"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+            "num_hidden_layers": 2, "vocab_size": 256, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48});
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 256});
+        let gemma = json!({"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96,
+            "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 256});
+        for (config, field, value) in [
+            (&moe, "decoder_sparse_step", json!(2)),
+            (&moe, "mlp_only_layers", json!([0])),
+            (&gpt2, "scale_attn_by_inverse_layer_idx", json!(true)),
+            (&gpt2, "add_cross_attention", json!(true)),
+            (&gemma, "final_logit_softcapping", json!(30.0)),
+            (&gemma, "layer_types", json!(["full_attention", "chunked_attention"])),
+        ] {
+            let mut config = config.clone();
+            assert!(find(&config).is_ok());
+            config[field] = value;
+            let message = find(&config).unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
+    }
 }

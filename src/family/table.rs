@@ -32,6 +32,8 @@ pub enum Axis {
     Experts,
     /// Width of one expert.
     ExpertIntermediate,
+    /// Gate and up of one expert in one.
+    ExpertGateUp,
 }
 
 impl Axis {
@@ -55,6 +57,7 @@ impl Axis {
             Axis::TokenTypes => t.token_types,
             Axis::Experts => t.experts.map_or(0, |experts| experts.count),
             Axis::ExpertIntermediate => t.experts.map_or(0, |experts| experts.intermediate),
+            Axis::ExpertGateUp => 2 * Axis::ExpertIntermediate.len(t),
         }
     }
 }
@@ -129,7 +132,6 @@ pub struct Entry {
     presence: Presence,
     transposed: bool,
     gguf: Option<&'static str>,
-    pairs: bool,
     shift: f32,
 }
 
@@ -145,7 +147,6 @@ impl Entry {
             presence: Presence::Required,
             transposed: false,
             gguf: None,
-            pairs: false,
             shift: 0.0,
         }
     }
@@ -217,12 +218,6 @@ impl Entry {
         self
     }
 
-    /// llama.cpp stores the rows that rotate together next to each other.
-    pub const fn pairs(mut self) -> Self {
-        self.pairs = true;
-        self
-    }
-
     /// llama.cpp stores the value plus this.
     pub const fn plus(mut self, shift: f32) -> Self {
         self.shift = shift;
@@ -235,8 +230,11 @@ impl Entry {
 pub struct Table {
     /// What `{base}` stands for: the canonical spelling first, then others that files have.
     pub bases: &'static [&'static str],
-    /// The tensors: those before the layers, those of a layer, those after.
-    pub entries: &'static [Entry],
+    /// The tensors: those before the layers, those of a layer, those after; in sections, which families share.
+    pub sections: &'static [&'static [Entry]],
+    /// Whether llama.cpp stores the rows of queries and keys that rotate together next to each other: the families that its
+    /// converter derives from llama.
+    pub rope_pairs: bool,
     /// Patterns of tensors that files hold and no forward pass reads.
     pub ignored: &'static [&'static str],
 }
@@ -246,6 +244,8 @@ pub struct Table {
 pub struct Piece {
     /// The slot.
     pub slot: Slot,
+    /// The expert, if the slot is one of a mixture's.
+    pub expert: Option<usize>,
     /// Its rows, in Hugging Face's order; of the logical matrix where the tensor is stored transposed.
     pub rows: Range<usize>,
 }
@@ -270,7 +270,7 @@ pub struct Expected {
     pub names: Vec<String>,
     /// The layer, 0 where there is none.
     pub layer: usize,
-    /// The expert, if the tensor belongs to one.
+    /// The expert, if the tensor belongs to a single one.
     pub expert: Option<usize>,
     /// Weight or bias.
     pub part: Part,
@@ -280,9 +280,10 @@ pub struct Expected {
     pub shape: Vec<usize>,
     /// Whether it is stored `[in, out]`.
     pub transposed: bool,
-    /// Whether a file without it is broken.
+    /// Whether a file is broken that has neither it nor other tensors that serve its slots.
     pub required: bool,
-    /// The slots that it serves: one, or several by ranges of rows.
+    /// The slots that it serves: one, or several by ranges of rows. A stack of experts has its dimensions but the last for
+    /// rows.
     pub pieces: Vec<Piece>,
     /// How llama.cpp stores it; `None` where llama.cpp has no use for it.
     pub gguf: Option<Gguf>,
@@ -299,8 +300,9 @@ impl Table {
     /// The tensors of a model of this architecture, layer by layer.
     pub fn expand(&self, t: &Transformer) -> Vec<Expected> {
         let per_layer = |entry: &&Entry| entry.name.contains("{layer}");
-        let first = self.entries.iter().position(|entry| per_layer(&entry)).unwrap_or(self.entries.len());
-        let (before, rest) = self.entries.split_at(first);
+        let entries: Vec<Entry> = self.sections.concat();
+        let first = entries.iter().position(|entry| per_layer(&entry)).unwrap_or(entries.len());
+        let (before, rest) = entries.split_at(first);
         let mut all: Vec<Expected> = before.iter().map(|entry| self.expected(entry, t, 0, None)).collect();
         for layer in 0..t.layers {
             for entry in rest.iter().filter(per_layer) {
@@ -346,19 +348,28 @@ impl Table {
             }
         }
         let shape: Vec<usize> = entry.shape.iter().map(|axis| axis.len(t)).collect();
-        let rows = if entry.transposed { shape.last() } else { shape.first() }.copied().unwrap_or(0);
-        let mut next = 0;
-        let pieces = match entry.serves {
-            Serves::One(slot) => vec![Piece { slot, rows: 0..rows }],
-            Serves::Rows(slots) => slots
-                .iter()
-                .map(|(slot, axis)| {
-                    let first = next;
-                    next += axis.len(t);
-                    Piece { slot: *slot, rows: first..next }
-                })
-                .collect(),
+        // A stack of experts holds the rows of one after those of another.
+        let stack = if entry.shape.first() == Some(&Axis::Experts) && shape.len() == 3 { shape[0] } else { 0 };
+        let rows = match (stack, entry.transposed) {
+            (0, false) => shape.first(),
+            (0, true) => shape.last(),
+            _ => shape.get(1),
         };
+        let rows = rows.copied().unwrap_or(0);
+        let slots: Vec<(Slot, usize)> = match entry.serves {
+            Serves::One(slot) => vec![(slot, rows)],
+            Serves::Rows(slots) => slots.iter().map(|(slot, axis)| (*slot, axis.len(t))).collect(),
+        };
+        let experts: Vec<Option<usize>> = if stack > 0 { (0..stack).map(Some).collect() } else { vec![expert] };
+        let mut next = 0;
+        let mut pieces = Vec::with_capacity(experts.len() * slots.len());
+        for expert in experts {
+            for &(slot, rows) in &slots {
+                pieces.push(Piece { slot, expert, rows: next..next + rows });
+                next += rows;
+            }
+        }
+        let rotates = matches!(entry.serves, Serves::One(Slot::AttnQ | Slot::AttnK));
         Expected {
             names,
             layer,
@@ -375,7 +386,11 @@ impl Table {
             gguf: entry.gguf.map(|pattern| Gguf {
                 name: fill(pattern),
                 stacked: expert.is_some() && !pattern.contains("{expert}"),
-                rows: if entry.pairs { RowOrder::RopePairs { heads: rows / t.head_dim } } else { RowOrder::Same },
+                rows: if self.rope_pairs && rotates {
+                    RowOrder::RopePairs { heads: rows / t.head_dim }
+                } else {
+                    RowOrder::Same
+                },
                 value_shift: entry.shift,
             }),
             shape,

@@ -19,6 +19,14 @@ pub struct Companions {
     pub tokenizer: Option<PathBuf>,
     /// How a sentence encoder makes one vector of many.
     pub pooling: Option<Pooling>,
+    /// The types of a sentence encoder's modules, from `modules.json`.
+    pub modules: Option<Vec<String>>,
+    /// `generation_config.json`.
+    pub generation: Option<PathBuf>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<PathBuf>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<PathBuf>,
 }
 
 /// How a sentence encoder makes one vector of its positions' vectors (sentence-transformers' `1_Pooling/config.json`).
@@ -44,7 +52,16 @@ impl Companions {
         let config =
             present("config.json").map(|path| Ok::<_, Error>((path.clone(), read_json(&path)?))).transpose()?;
         let pooling = present("1_Pooling/config.json").map(|path| read_pooling(&path)).transpose()?;
-        Ok(Self { config, tokenizer: present("tokenizer.json"), pooling })
+        let modules = present("modules.json").map(|path| read_modules(&path)).transpose()?;
+        Ok(Self {
+            config,
+            tokenizer: present("tokenizer.json"),
+            pooling,
+            modules,
+            generation: present("generation_config.json"),
+            tokenizer_config: present("tokenizer_config.json"),
+            chat_template: present("chat_template.jinja"),
+        })
     }
 
     /// These, and from `other` what these lack.
@@ -53,8 +70,44 @@ impl Companions {
             config: self.config.or_else(|| other.config.clone()),
             tokenizer: self.tokenizer.or_else(|| other.tokenizer.clone()),
             pooling: self.pooling.or(other.pooling),
+            modules: self.modules.or_else(|| other.modules.clone()),
+            generation: self.generation.or_else(|| other.generation.clone()),
+            tokenizer_config: self.tokenizer_config.or_else(|| other.tokenizer_config.clone()),
+            chat_template: self.chat_template.or_else(|| other.chat_template.clone()),
         }
     }
+
+    /// The tokens that end a text: `eos_token_id` of the generation config and of the config.
+    ///
+    /// # Errors
+    /// A generation config that does not parse.
+    pub fn stop_tokens(&self) -> Result<Vec<u32>> {
+        let generation: Option<Value> = self.generation.as_deref().map(read_json).transpose()?;
+        let configs = generation.iter().chain(self.config.iter().map(|(_, config)| config));
+        let ids = |value: &Value| match value {
+            Value::Array(ids) => ids.clone(),
+            id => vec![id.clone()],
+        };
+        let mut stop: Vec<u32> = configs
+            .filter_map(|config| config.get("eos_token_id"))
+            .flat_map(ids)
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+            .collect();
+        stop.sort_unstable();
+        stop.dedup();
+        Ok(stop)
+    }
+}
+
+/// The types of a sentence encoder's modules, such as `sentence_transformers.models.Pooling`.
+fn read_modules(path: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Module {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    let modules: Vec<Module> = read_json(path)?;
+    Ok(modules.into_iter().map(|module| module.kind).collect())
 }
 
 fn read_pooling(path: &Path) -> Result<Pooling> {

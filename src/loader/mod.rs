@@ -1,6 +1,7 @@
 //! A file, a folder or a sharded index, in any format, becomes a [`Checkpoint`]: logical weights by name and role, with the
 //! config and the tokenizer beside them.
 
+mod chat;
 mod companions;
 mod error;
 mod files;
@@ -8,7 +9,7 @@ mod tokenizer;
 mod view;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,8 +17,10 @@ use formats::{Access, Format, Source};
 use serde_json::Value;
 
 use crate::dialect::llama_cpp;
+use crate::family::table::{self, Expected};
 use crate::family::{self, Family, Part, Role, RowOrder, Slot};
 
+pub use chat::ChatTemplate;
 pub(crate) use companions::read_json;
 pub use companions::{Companions, Pooling};
 pub use error::{Error, Result};
@@ -153,10 +156,11 @@ impl Checkpoint {
     fn assign_slots(&mut self) -> Result<()> {
         let Some(family) = &self.family else { return Ok(()) };
         let mut problems = Vec::new();
+        let mut missing = Vec::new();
         for expected in family.tensors() {
             let Some(&at) = expected.names.iter().find_map(|name| self.by_name.get(name)) else {
                 if expected.required {
-                    problems.push(format!("tensor `{}` is missing", expected.name()));
+                    missing.push(expected);
                 }
                 continue;
             };
@@ -167,13 +171,23 @@ impl Checkpoint {
                 continue;
             }
             weight.role = expected.role;
+            weight.transposed = expected.transposed;
             for piece in &expected.pieces {
                 let rows = piece.rows.start as u64..piece.rows.end as u64;
                 let here =
                     Piece { weight: at, rows, order: RowOrder::Same, transpose: expected.transposed, shift: 0.0 };
-                self.slots.entry((piece.slot, expected.layer, expected.expert, expected.part)).or_default().push(here);
+                self.slots
+                    .entry((piece.slot, expected.layer, piece.expert, expected.part))
+                    .or_insert_with(|| vec![here]);
             }
         }
+        // A file may hold one slot in several ways: experts one by one, or stacked.
+        let served = |expected: &Expected| {
+            let slot = |piece: &table::Piece| (piece.slot, expected.layer, piece.expert, expected.part);
+            expected.pieces.iter().all(|piece| self.slots.contains_key(&slot(piece)))
+        };
+        let missing = missing.into_iter().filter(|expected| !served(expected));
+        problems.extend(missing.map(|expected| format!("tensor `{}` is missing", expected.name())));
         if problems.is_empty() {
             return Ok(());
         }
@@ -182,7 +196,7 @@ impl Checkpoint {
             self.family = None;
             return Ok(());
         }
-        const MOST: usize = 8;
+        const MOST: usize = 100;
         let more = problems.len().saturating_sub(MOST);
         problems.truncate(MOST);
         if more > 0 {
@@ -255,6 +269,14 @@ impl Checkpoint {
         self.companions.config.as_ref().map(|(_, config)| config)
     }
 
+    /// The model's tokenizer, if there is one beside the weights.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        self.companions.tokenizer.as_deref().map(Tokenizer::read).transpose()
+    }
+
     /// The pieces that serve a slot.
     pub fn slot(&self, slot: Slot, layer: usize, expert: Option<usize>, part: Part) -> Option<&[Piece]> {
         self.slots.get(&(slot, layer, expert, part)).map(Vec::as_slice)
@@ -263,6 +285,18 @@ impl Checkpoint {
     /// Opens a matrix of pieces stacked row on row.
     pub fn view(&self, pieces: &[Piece], fetch: Fetch) -> formats::Result<View> {
         View::open(&self.sources, &self.weights, pieces, fetch, self.int8_activations())
+    }
+
+    /// Tells the system that the weights of a layer are not needed soon. They come back from the file if they are.
+    pub fn release(&self, layer: usize) {
+        let of_layer = self.slots.iter().filter(|((_, at, _, _), _)| *at == layer);
+        let weights: BTreeSet<usize> =
+            of_layer.flat_map(|(_, pieces)| pieces.iter().map(|piece| piece.weight)).collect();
+        for at in weights.into_iter().flat_map(|weight| &self.weights[weight].tensors) {
+            let source = &self.sources[at.source];
+            let place = source.place(at.tensor);
+            source.release(at.tensor, 0..place.end - place.start);
+        }
     }
 
     /// In which form the model is quantized, if it is.

@@ -51,6 +51,24 @@ impl Tokenizer {
         (rest.len() >= text.len() && rest.starts_with(&text)).then_some(*first)
     }
 
+    /// The number of a token, by its text.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
+    /// Turns the tokens that follow `prompt` into text, one by one. A token that is part of a character only gives its text
+    /// with the one that completes it; special tokens give none.
+    ///
+    /// # Errors
+    /// In words, why a token has no text.
+    pub fn detokenizer(&self, prompt: &[u32]) -> Result<impl FnMut(u32) -> Result<String, String> + '_, String> {
+        let mut stream = self.inner.decode_stream(true);
+        let mut step = move |token| Ok(stream.step(token).map_err(|e| e.to_string())?.unwrap_or_default());
+        // Whether a first token's space counts depends on what stands before it.
+        prompt.iter().try_for_each(|token| step(*token).map(|_: String| ()))?;
+        Ok(step)
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

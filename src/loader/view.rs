@@ -48,16 +48,17 @@ pub enum Fetch {
 
 #[derive(Debug)]
 enum Bytes {
-    Held(TensorBytes),
+    /// Those from an offset on.
+    Held(TensorBytes, u64),
     Later(Arc<Source>, usize),
 }
 
 impl Bytes {
     fn get<'a>(&'a self, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
-        let slice = range.start as usize..range.end as usize;
         match self {
-            Self::Held(bytes) => Ok(&bytes[slice]),
+            Self::Held(bytes, offset) => Ok(&bytes[(range.start - offset) as usize..(range.end - offset) as usize]),
             Self::Later(source, tensor) => {
+                let slice = range.start as usize..range.end as usize;
                 if let Some(bytes) = source.bytes(*tensor) {
                     return Ok(&bytes[slice]);
                 }
@@ -146,10 +147,32 @@ impl View {
         Ok(())
     }
 
-    /// The only piece, if the view is a stored weight from first to last in its own order.
-    fn identity(&self) -> Option<&OpenPiece> {
+    /// Tells the system that these rows of a view that is read in bands are not needed soon. They come back from the file if
+    /// they are.
+    pub fn release(&self, rows: Range<u64>) {
+        let [open] = self.pieces.as_slice() else { return };
+        if !open.is_run() {
+            return;
+        }
+        let rows = open.piece.rows.start + rows.start..open.piece.rows.start + rows.end;
+        for (layout, bytes) in &open.parts {
+            if let Bytes::Later(source, tensor) = bytes {
+                source.release(*tensor, layout.bytes_of(&rows));
+            }
+        }
+    }
+
+    /// The only piece and its bytes, if the view is one run of a stored weight's rows as they are: a whole weight, or the
+    /// rows of a fused one or of a stacked expert.
+    fn run(&self) -> Option<(&OpenPiece, &[u8])> {
         match self.pieces.as_slice() {
-            [open] if open.is_identity() => Some(open),
+            [open] if open.is_run() => match &open.parts[0] {
+                (layout, Bytes::Held(bytes, offset)) => {
+                    let range = layout.bytes_of(&open.piece.rows);
+                    Some((open, &bytes[(range.start - offset) as usize..(range.end - offset) as usize]))
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -161,14 +184,25 @@ impl OpenPiece {
             .encoding
             .parts(&weight.name, &weight.shape, weight.rows, weight.cols)
             .unwrap_or_else(|unfit| unreachable!("the loader made a weight that does not fit its encoding: {unfit}"));
-        let bytes = |at: &TensorRef| match fetch {
-            Fetch::Now => TensorBytes::load(&sources[at.source], at.tensor).map(Bytes::Held),
-            Fetch::Bands => Ok(Bytes::Later(sources[at.source].clone(), at.tensor)),
+        let in_order = !piece.transpose && piece.order == RowOrder::Same && weight.order == RowOrder::Same;
+        let bytes = |layout: &PartLayout, at: &TensorRef| {
+            let source = &sources[at.source];
+            match fetch {
+                // Of a stack of experts in a file that is not mapped, one expert's rows and not all of them for each.
+                Fetch::Now if in_order && layout.name == weight.name && source.bytes(at.tensor).is_none() => {
+                    let range = layout.bytes_of(&piece.rows);
+                    let mut bytes = vec![0; (range.end - range.start) as usize];
+                    source.read_at(at.tensor, range.start, &mut bytes)?;
+                    Ok(Bytes::Held(bytes.into(), range.start))
+                }
+                Fetch::Now => Ok(Bytes::Held(TensorBytes::load(source, at.tensor)?, 0)),
+                Fetch::Bands => Ok(Bytes::Later(source.clone(), at.tensor)),
+            }
         };
         let parts: Vec<(PartLayout, Bytes)> = layouts
             .into_iter()
             .zip(&weight.tensors)
-            .map(|(layout, at)| Ok((layout, bytes(at)?)))
+            .map(|(layout, at)| bytes(&layout, at).map(|bytes| (layout, bytes)))
             .collect::<Result<_>>()?;
         let mut open = Self {
             piece: piece.clone(),
@@ -188,9 +222,10 @@ impl OpenPiece {
         Ok(open)
     }
 
-    fn is_identity(&self) -> bool {
-        self.piece.rows == (0..self.stored_rows)
-            && self.stored_order == self.piece.order
+    /// Whether its rows are stored rows that follow one another, unchanged. Another order is one of all rows.
+    fn is_run(&self) -> bool {
+        self.stored_order == self.piece.order
+            && (self.piece.order == RowOrder::Same || self.piece.rows == (0..self.stored_rows))
             && !self.piece.transpose
             && self.piece.shift == 0.0
     }
@@ -290,9 +325,8 @@ impl Rows for View {
     }
 
     fn as_f32(&self) -> Option<&[f32]> {
-        let open = self.identity()?;
-        match (&open.encoding, &open.parts[0].1) {
-            (Encoding::Plain(Dtype::F32), Bytes::Held(bytes)) if cfg!(target_endian = "little") => {
+        match self.run()? {
+            (open, bytes) if open.encoding == Encoding::Plain(Dtype::F32) && cfg!(target_endian = "little") => {
                 bytemuck::try_cast_slice(bytes).ok()
             }
             _ => None,
@@ -300,14 +334,11 @@ impl Rows for View {
     }
 
     fn as_int8(&self) -> Option<Int8Rows<'_>> {
-        let open = self.identity()?;
-        match (&open.encoding, &open.parts[0].1) {
-            (Encoding::Int8Rows { .. }, Bytes::Held(bytes)) => Some(Int8Rows {
-                codes: bytemuck::cast_slice(bytes),
-                scales: &open.scales,
-                int8_activations: self.int8_activations,
-            }),
-            _ => None,
-        }
+        let (open, bytes) = self.run()?;
+        matches!(open.encoding, Encoding::Int8Rows { .. }).then(|| Int8Rows {
+            codes: bytemuck::cast_slice(bytes),
+            scales: &open.scales[open.piece.rows.start as usize..open.piece.rows.end as usize],
+            int8_activations: self.int8_activations,
+        })
     }
 }

@@ -36,6 +36,8 @@ pub struct Weight {
     pub tensors: Vec<TensorRef>,
     /// How the stored rows are ordered.
     pub order: RowOrder,
+    /// Whether it is stored `[in, out]` (gpt2).
+    pub transposed: bool,
 }
 
 impl Weight {
@@ -43,7 +45,17 @@ impl Weight {
     pub fn plain(name: String, role: Role, dtype: Dtype, shape: Vec<u64>, tensor: TensorRef) -> Self {
         let (rows, cols) = matrix(role, &shape);
         let encoding = Encoding::Plain(dtype);
-        Self { name, role, shape, rows, cols, encoding, tensors: vec![tensor], order: RowOrder::Same }
+        Self {
+            name,
+            role,
+            shape,
+            rows,
+            cols,
+            encoding,
+            tensors: vec![tensor],
+            order: RowOrder::Same,
+            transposed: false,
+        }
     }
 
     /// Number of values.

@@ -273,7 +273,11 @@ fn step(
         Encoding::Plain(dtype) => dtype,
         _ => Dtype::F32,
     };
-    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, checkpoint);
+    let in_out = stored.transposed && !pieces[0].transpose;
+    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, in_out, checkpoint);
+    if decision.note.as_deref() == Some(IN_OUT) {
+        notes.push(format!("{canonical}: {IN_OUT}"));
+    }
     let identity = pieces.len() == 1 && pieces[0].is_identity(stored);
     let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
     // llama.cpp computes with norms and biases in f32 and refuses them in anything else.
@@ -310,6 +314,10 @@ fn step(
     Step { name: canonical, role, pieces, rows, cols, input, decision, treatment, encoding, parts, outputs }
 }
 
+/// Why gpt2's matrices stay as they are: one scale for each stored row would be one for each input, which integer products
+/// cannot use, and no reader of compressed-tensors takes its Conv1D for a linear layer.
+const IN_OUT: &str = "stored [in, out], which int8 with a scale for each output does not hold; kept as it is";
+
 /// The scheme that the recipe gives to a weight, if that scheme can take it.
 fn decide(
     recipe: &Recipe,
@@ -317,12 +325,14 @@ fn decide(
     role: Role,
     rank: usize,
     input: Dtype,
+    in_out: bool,
     checkpoint: &Checkpoint,
 ) -> (Decision, Option<Scheme>) {
     let model = checkpoint.family().map(|family| family.kind);
     let rule = recipe.rules.iter().position(|rule| rule.matches(name, role, model));
     let scheme = rule.and_then(|rule| recipe.rules[rule].scheme);
     let note = match scheme {
+        Some(Scheme::Int8) if in_out => Some(IN_OUT.to_owned()),
         Some(_) if !input.is_float() => Some(format!("{input} is not floating point")),
         Some(scheme) if !scheme.is_cast() && rank < 2 => Some(format!("{scheme} is for matrices")),
         _ => None,

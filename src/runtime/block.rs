@@ -7,7 +7,7 @@ use super::model::{Context, Projection};
 use super::ops::attention::Attention;
 use super::ops::norm::Normalisation;
 use super::ops::rope::Rotation;
-use super::{Activations, Error};
+use super::{Activations, Cache, Error};
 use crate::family::{Placement, Rope};
 use crate::job::Cancel;
 
@@ -42,6 +42,8 @@ pub(super) struct AttentionPart {
 pub(super) struct Group<'a> {
     /// The rows at which they begin, and the number of rows.
     pub starts: &'a [usize],
+    /// The positions of their first rows.
+    pub firsts: &'a [usize],
     /// Rows that linear layers take at a time.
     pub chunk: usize,
     pub cancel: &'a Cancel,
@@ -59,21 +61,23 @@ impl Group<'_> {
 }
 
 impl Block {
-    /// The rotation of the block's heads for sequences of up to `positions`.
-    pub fn rotation(&self, positions: usize) -> Option<Rotation> {
+    /// The rotation of the block's heads at these positions.
+    pub fn rotation(&self, positions: Range<usize>) -> Option<Rotation> {
         self.attention.rope.map(|rope| Rotation::new(&rope, positions))
     }
 
-    /// Applies the block to the hidden states of a group `[rows, hidden]`.
+    /// Applies the block to the hidden states of a group `[rows, hidden]`. With caches, one for each sequence, sequences go on
+    /// from what these hold and are added to them.
     pub fn forward(
         &self,
         hidden: &mut [f32],
         group: &Group<'_>,
         rotation: Option<&Rotation>,
+        past: Option<&mut [Cache]>,
         context: &mut Context<'_>,
     ) -> Result<(), Error> {
         let width = self.attention.out.out_features();
-        let seen = self.attend(hidden, width, group, rotation, context)?;
+        let seen = self.attend(hidden, width, group, rotation, past, context)?;
         let queries = self.attention.q.out_features();
         for rows in group.chunks() {
             group.cancel.check()?;
@@ -102,6 +106,7 @@ impl Block {
         width: usize,
         group: &Group<'_>,
         rotation: Option<&Rotation>,
+        past: Option<&mut [Cache]>,
         context: &mut Context<'_>,
     ) -> Result<Vec<f32>, Error> {
         let a = &self.attention;
@@ -122,11 +127,20 @@ impl Block {
             k_norm.apply(&mut k, context.pool);
         }
         if let Some(rotation) = rotation {
-            rotation.apply(&mut q, a.shape.head_dim, group.starts, context.pool);
-            rotation.apply(&mut k, a.shape.head_dim, group.starts, context.pool);
+            rotation.apply(&mut q, a.shape.head_dim, group.starts, group.firsts, context.pool);
+            rotation.apply(&mut k, a.shape.head_dim, group.starts, group.firsts, context.pool);
         }
         group.cancel.check()?;
-        a.shape.apply(&q, &k, &v, group.starts, &mut out, context.scratch, context.pool);
+        match past {
+            None => a.shape.apply(&q, &k, &v, group.starts, &mut out, context.scratch, context.pool),
+            Some(caches) => {
+                for (cache, rows) in caches.iter_mut().zip(group.starts.windows(2)) {
+                    let rows = rows[0] * keys..rows[1] * keys;
+                    cache.push(&k[rows.clone()], &v[rows]);
+                }
+                a.shape.apply_cached(&q, caches, group.starts, &mut out, context.scratch, context.pool);
+            }
+        }
         Ok(out)
     }
 

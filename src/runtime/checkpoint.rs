@@ -51,4 +51,8 @@ impl Weights for Stored {
         view.try_read(0, &mut values, &mut Scratch::default()).map_err(|e| Error::Weights(Box::new(e)))?;
         Ok(Some(values))
     }
+
+    fn release(&self, layer: usize) {
+        self.0.release(layer);
+    }
 }

@@ -40,14 +40,17 @@ pub enum Error {
         /// Rows of the token embedding.
         vocab: usize,
     },
-    /// A sequence longer than the positions that were learned.
-    #[error("a sequence of {length} tokens is longer than the model's {limit} positions; use shorter windows")]
+    /// A sequence longer than the model's positions.
+    #[error("a sequence of {length} tokens is longer than the model's {limit} positions; use a shorter one")]
     TooLong {
         /// Its tokens.
         length: usize,
         /// The model's positions.
         limit: usize,
     },
+    /// A prompt without a token.
+    #[error("the prompt has no token to go on from; give at least a word")]
+    Empty,
     /// Inputs of a chain that are no whole number of rows.
     #[error("{length} input numbers are no whole number of rows of {features} features")]
     Inputs {
@@ -81,7 +84,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Interrupted(_) => Kind::Interrupted,
-            Self::TooLong { .. } => Kind::Usage,
+            Self::TooLong { .. } | Self::Empty => Kind::Usage,
             Self::Weights(source) => source.downcast_ref::<formats::Error>().map_or(Kind::Input, formats::Error::kind),
             _ => Kind::Input,
         }

@@ -54,6 +54,47 @@ impl Projection {
     }
 }
 
+/// The beginning of a model: what turns tokens into the first hidden states.
+pub(super) struct Embedding {
+    tokens: Arc<dyn Linear>,
+    scale: f32,
+    positions: Option<(Arc<dyn Linear>, usize)>,
+    max_positions: usize,
+    types: Option<Arc<dyn Linear>>,
+    norm: Option<Normalisation>,
+}
+
+impl Embedding {
+    /// The first hidden states of these windows, one after the other: `[tokens, hidden]`. `firsts` are the positions at which
+    /// they begin.
+    pub fn forward(&self, windows: &[Vec<u32>], firsts: &[usize], pool: &Pool) -> Result<Vec<f32>, Error> {
+        let (vocab, width) = (self.tokens.out_features(), self.tokens.in_features());
+        let mut hidden = vec![0.0; windows.iter().map(Vec::len).sum::<usize>() * width];
+        let mut rest = &mut hidden[..];
+        for (window, first) in windows.iter().zip(firsts) {
+            if let Some(token) = window.iter().find(|token| **token as usize >= vocab) {
+                return Err(Error::Token { token: *token, vocab });
+            }
+            if self.positions.is_some() && first + window.len() > self.max_positions {
+                return Err(Error::TooLong { length: first + window.len(), limit: self.max_positions });
+            }
+            let tables = Tables {
+                tokens: &*self.tokens,
+                scale: self.scale,
+                positions: self.positions.as_ref().map(|(table, offset)| (&**table, offset + first)),
+                types: self.types.as_deref(),
+            };
+            let (out, after) = rest.split_at_mut(window.len() * width);
+            embed(&tables, window, out, pool);
+            rest = after;
+        }
+        if let Some(norm) = &self.norm {
+            norm.apply(&mut hidden, pool);
+        }
+        Ok(hidden)
+    }
+}
+
 /// The end of a decoder: the last normalisation and the output projection.
 pub(super) struct Head {
     pub norm: Option<Normalisation>,
@@ -99,39 +140,23 @@ impl Model {
         Ok(Normalisation::new(self.shape.norm, gain, self.vector(slot, layer, Part::Bias, features)?))
     }
 
-    /// The first hidden states of these windows, one after the other: `[tokens, hidden]`.
-    pub(super) fn embed(&self, windows: &[Vec<u32>], pool: &Pool) -> Result<Vec<f32>, Error> {
+    /// The embeddings, taken up now.
+    pub(super) fn embedding(&self) -> Result<Embedding, Error> {
         let t = &self.shape;
         let table = |slot, rows| self.linear(Place::new(slot, 0), rows, t.hidden);
-        let tokens = table(Slot::TokenEmbedding, t.vocab)?;
-        let positions = match t.position {
-            Position::Learned { offset } => Some((table(Slot::PositionEmbedding, t.max_positions + offset)?, offset)),
-            Position::Rope(_) => None,
-        };
-        let types = if t.token_types > 0 { Some(table(Slot::TypeEmbedding, t.token_types)?) } else { None };
-        let tables = Tables {
-            tokens: &*tokens,
+        Ok(Embedding {
+            tokens: table(Slot::TokenEmbedding, t.vocab)?,
             scale: t.embedding_scale,
-            positions: positions.as_ref().map(|(table, offset)| (&**table, *offset)),
-            types: types.as_deref(),
-        };
-        let mut hidden = vec![0.0; windows.iter().map(Vec::len).sum::<usize>() * t.hidden];
-        let mut rest = &mut hidden[..];
-        for window in windows {
-            if let Some(token) = window.iter().find(|token| **token as usize >= t.vocab) {
-                return Err(Error::Token { token: *token, vocab: t.vocab });
-            }
-            if positions.is_some() && window.len() > t.max_positions {
-                return Err(Error::TooLong { length: window.len(), limit: t.max_positions });
-            }
-            let (out, after) = rest.split_at_mut(window.len() * t.hidden);
-            embed(&tables, window, out, pool);
-            rest = after;
-        }
-        if t.embedding_norm {
-            self.norm(Slot::EmbeddingNorm, 0, t.hidden)?.apply(&mut hidden, pool);
-        }
-        Ok(hidden)
+            positions: match t.position {
+                Position::Learned { offset } => {
+                    Some((table(Slot::PositionEmbedding, t.max_positions + offset)?, offset))
+                }
+                Position::Rope(_) => None,
+            },
+            max_positions: t.max_positions,
+            types: if t.token_types > 0 { Some(table(Slot::TypeEmbedding, t.token_types)?) } else { None },
+            norm: t.embedding_norm.then(|| self.norm(Slot::EmbeddingNorm, 0, t.hidden)).transpose()?,
+        })
     }
 
     /// The weights of a block, taken up now.
@@ -203,17 +228,25 @@ impl Model {
         }))
     }
 
+    /// Tells the weights that those of a layer are not needed soon.
+    pub(super) fn release(&self, layer: usize) {
+        self.weights.release(layer);
+    }
+
     /// The last normalisation, if the model has one.
     pub(super) fn final_norm(&self) -> Result<Option<Normalisation>, Error> {
         self.shape.final_norm.then(|| self.norm(Slot::FinalNorm, 0, self.shape.hidden)).transpose()
     }
 
-    /// The output projection with the last normalisation, taken up now. If it is the token embedding, an overlay of
-    /// [`Slot::Head`] still counts for it.
-    pub(super) fn head(&self) -> Result<Head, Error> {
+    /// The output projection with the last normalisation, taken up now. If it is the token embedding, which may be at hand
+    /// already, an overlay of [`Slot::Head`] still counts for it.
+    pub(super) fn head(&self, embedding: Option<&Embedding>) -> Result<Head, Error> {
         let (t, head) = (&self.shape, Place::new(Slot::Head, 0));
         let projection = if t.tied && !self.overlay.contains_key(&head) {
-            let linear = self.linear(Place::new(Slot::TokenEmbedding, 0), t.vocab, t.hidden)?;
+            let linear = match embedding {
+                Some(embedding) => embedding.tokens.clone(),
+                None => self.linear(Place::new(Slot::TokenEmbedding, 0), t.vocab, t.hidden)?,
+            };
             Projection { place: head, linear, bias: self.vector(Slot::Head, 0, Part::Bias, t.vocab)? }
         } else {
             self.projection(head, t.vocab, t.hidden)?

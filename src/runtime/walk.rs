@@ -40,7 +40,9 @@ impl<'a> Walk<'a> {
             starts.push(tokens);
         }
         job.cancel.check()?;
-        let hidden = models.iter().map(|model| model.embed(windows, &job.pool)).collect::<Result<_, _>>()?;
+        let firsts = vec![0; windows.len()];
+        let embed = |model: &&Model| model.embedding()?.forward(windows, &firsts, &job.pool);
+        let hidden = models.iter().map(embed).collect::<Result<_, _>>()?;
         Ok(Self { models, job, starts, hidden, scratch: Scratch::default() })
     }
 
@@ -75,7 +77,8 @@ impl<'a> Walk<'a> {
             }
             let block = model.block(layer)?;
             let longest = self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-            let rotation = block.rotation(longest);
+            let rotation = block.rotation(0..longest);
+            let firsts = vec![0; self.starts.len()];
             let width = model.shape().hidden;
             let chunk = tokens_at_a_time(model, self.job.memory);
             observer.block_begins(number, layer, &self.hidden[number]);
@@ -83,13 +86,14 @@ impl<'a> Walk<'a> {
                 let first = self.starts[windows.start];
                 let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
                 let rows = first..self.starts[windows.end];
-                let group = Group { starts: &starts, chunk, cancel: &self.job.cancel };
+                let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
                 let mut context = Context { model: number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
                 let hidden = &mut self.hidden[number][rows.start * width..rows.end * width];
-                block.forward(hidden, &group, rotation.as_ref(), &mut context)?;
+                block.forward(hidden, &group, rotation.as_ref(), None, &mut context)?;
                 self.job.progress.advance(rows.len() as u64);
             }
             observer.block_ends(number, layer, &self.hidden[number]);
+            model.release(layer);
         }
         Ok(())
     }
@@ -104,7 +108,7 @@ impl<'a> Walk<'a> {
         observer: &mut dyn Observer,
         mut each: impl FnMut(Range<usize>, &[&[f32]]),
     ) -> Result<(), Error> {
-        let heads = self.models.iter().map(|model| model.head()).collect::<Result<Vec<_>, _>>()?;
+        let heads = self.models.iter().map(|model| model.head(None)).collect::<Result<Vec<_>, _>>()?;
         let per_position: usize = self.models.iter().map(|model| model.shape().vocab + 2 * model.shape().hidden).sum();
         let step = within(self.job.memory, per_position, MOST_POSITIONS);
         for first in (0..self.tokens()).step_by(step) {

@@ -39,6 +39,11 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// [`Error::Weights`] if it is there and cannot be read.
     fn vector(&self, slot: Slot, layer: usize, part: Part) -> Result<Option<Vec<f32>>, Error>;
+
+    /// The weights of a layer are not needed soon: a model that is larger than memory gives back their pages.
+    fn release(&self, layer: usize) {
+        let _ = layer;
+    }
 }
 
 /// Matrices that take the place of a model's own.

@@ -4,10 +4,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use modelpress::check::encoder::embed;
 use modelpress::job::Job;
 use modelpress::loader::{Checkpoint, Options, Pooling, Tokenizer};
-use modelpress::runtime;
+use modelpress::runtime::{self, embed};
 
 use crate::args;
 use crate::support::{compress, fixture, tensors};

@@ -6,7 +6,7 @@ use formats::{Dtype, TensorMeta};
 use super::{Tensor, Tensors};
 use crate::dialect::llama_cpp::{self as dialect, Unsayable};
 use crate::encoding::Encoding;
-use crate::family::{Architecture, Family, Transformer};
+use crate::family::{Architecture, Family, Role, Transformer};
 use crate::loader::{Checkpoint, Piece, Tokenizer, matrix, read_json};
 use crate::recipe::{Error, Plan, Recipe, Result};
 
@@ -46,6 +46,13 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
         let Some(at) = expected.names.iter().find_map(|name| checkpoint.find(name)) else { continue };
         let weight = &checkpoint.weights()[at];
         used[at] = true;
+        if expected.role == Role::Experts {
+            return Err(refuse(
+                checkpoint,
+                "its experts are stacked otherwise than llama.cpp stacks them",
+                "Mixtures of experts cannot be written as GGUF yet",
+            ));
+        }
         let Some(place) = &expected.gguf else {
             tensors.notes.push(format!("{}: llama.cpp has no place for it; left out", weight.name));
             continue;

@@ -2,9 +2,9 @@
 //! sliding window (Beltagy et al., 2020) where the model has them.
 
 use super::softmax::softmax;
-use crate::runtime::Scratch;
 use crate::runtime::kernels::gemm::{View, times, times_transposed};
 use crate::runtime::kernels::tiles::{self, Tile};
+use crate::runtime::{Cache, Scratch};
 use crate::threads::Pool;
 
 /// The shape of attention in a layer.
@@ -73,14 +73,76 @@ impl Attention {
         let values = head_view(v, from, seen, self.kv_heads, kv_head, dim);
         scratch.floats(rows * seen, |scores| {
             times_transposed(queries, keys, self.scale, &mut Tile::whole(scores, seen));
-            for (i, scores) in scores.chunks_exact_mut(seen).enumerate() {
-                let (own_from, own_to) = self.sees(first + i, start, end);
-                scores[..own_from - from].fill(0.0);
-                scores[own_to - from..].fill(0.0);
-                softmax(&mut scores[own_from - from..own_to - from]);
-            }
+            self.weigh(scores, seen, from, |i| self.sees(first + i, start, end));
             times(View::new(scores, rows, seen, seen), values, out);
         });
+    }
+
+    /// As [`Attention::apply`], with the keys and values of each sequence in its cache, those of the rows themselves as the
+    /// last ones. Causal.
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn apply_cached(
+        &self,
+        q: &[f32],
+        caches: &[Cache],
+        starts: &[usize],
+        out: &mut [f32],
+        scratch: &Scratch,
+        pool: &Pool,
+    ) {
+        let group = self.heads / self.kv_heads;
+        let mut cuts = vec![0];
+        for sequence in starts.windows(2) {
+            cuts.extend((sequence[0]..sequence[1]).step_by(QUERIES).skip(1));
+            cuts.push(sequence[1]);
+        }
+        // A tile is as wide as the heads that share keys and values, so that these are unpacked once.
+        tiles::for_each(pool, out, self.heads * self.head_dim, &cuts, group * self.head_dim, |mut tile| {
+            let sequence = starts.partition_point(|start| *start <= tile.first_row()) - 1;
+            if tile.rows() > 0 {
+                let first = caches[sequence].len() + tile.first_row() - starts[sequence + 1];
+                self.cached_tile(q, &caches[sequence], first, &mut tile, scratch);
+            }
+        });
+    }
+
+    /// A few queries of the heads that share a key head; the first query is at position `first` of its sequence.
+    fn cached_tile(&self, q: &[f32], cache: &Cache, first: usize, out: &mut Tile<'_>, scratch: &Scratch) {
+        let (dim, group, rows) = (self.head_dim, self.heads / self.kv_heads, out.rows());
+        let kv_head = out.first_col() / (group * dim);
+        let sees = |i: usize| self.sees(first + i, 0, first + i + 1);
+        let (from, to) = (sees(0).0, sees(rows - 1).1);
+        let seen = to - from;
+        scratch.floats(2 * seen * dim + rows * (seen + dim), |buffer| {
+            let (keys, rest) = buffer.split_at_mut(seen * dim);
+            let (values, rest) = rest.split_at_mut(seen * dim);
+            let (scores, result) = rest.split_at_mut(rows * seen);
+            cache.keys(kv_head, from, keys);
+            cache.values(kv_head, from, values);
+            for head in 0..group {
+                let queries = head_view(q, out.first_row(), rows, self.heads, kv_head * group + head, dim);
+                let mut tile = Tile::whole(scores, seen);
+                times_transposed(queries, View::new(keys, seen, dim, dim), self.scale, &mut tile);
+                self.weigh(scores, seen, from, sees);
+                let weights = View::new(scores, rows, seen, seen);
+                times(weights, View::new(values, seen, dim, dim), &mut Tile::whole(result, dim));
+                for (i, result) in result.chunks_exact(dim).enumerate() {
+                    out.row(i)[head * dim..(head + 1) * dim].copy_from_slice(result);
+                }
+            }
+        });
+    }
+
+    /// Scores `[rows, seen]` of positions from `from` on become weights; 0 outside of what each row sees.
+    fn weigh(&self, scores: &mut [f32], seen: usize, from: usize, sees: impl Fn(usize) -> (usize, usize)) {
+        for (i, scores) in scores.chunks_exact_mut(seen).enumerate() {
+            let (own_from, own_to) = sees(i);
+            scores[..own_from - from].fill(0.0);
+            scores[own_to - from..].fill(0.0);
+            softmax(&mut scores[own_from - from..own_to - from]);
+        }
     }
 
     /// The rows that the query in row `row` sees, of the sequence in `start .. end`.

@@ -9,7 +9,7 @@ pub struct Tables<'a> {
     pub tokens: &'a dyn Linear,
     /// Factor of the token's row.
     pub scale: f32,
-    /// By position, and what is added to the position.
+    /// By position, and the row of the first token's position.
     pub positions: Option<(&'a dyn Linear, usize)>,
     /// By token type; row 0 is added.
     pub types: Option<&'a dyn Linear>,

@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al., 2021): pairs (i, i + dims/2) of a head are turned by position · frequency.
 
 use std::f64::consts::TAU;
+use std::ops::Range;
 
 use crate::family::{Rope, RopeScaling};
 use crate::threads::Pool;
@@ -9,6 +10,8 @@ use crate::threads::Pool;
 #[derive(Debug, Clone)]
 pub struct Rotation {
     half: usize,
+    /// The first position.
+    first: usize,
     /// `[positions, half]`: cosine and sine.
     turns: Vec<(f32, f32)>,
 }
@@ -36,10 +39,11 @@ pub fn frequencies(rope: &Rope) -> Vec<f32> {
 }
 
 impl Rotation {
-    /// The rotation of positions 0 … `positions` − 1.
-    pub fn new(rope: &Rope, positions: usize) -> Self {
+    /// The rotation of these positions.
+    pub fn new(rope: &Rope, positions: Range<usize>) -> Self {
         let frequencies = frequencies(rope);
-        let turns = (0..positions)
+        let first = positions.start;
+        let turns = positions
             .flat_map(|position| {
                 frequencies.iter().map(move |frequency| {
                     // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
@@ -48,12 +52,12 @@ impl Rotation {
                 })
             })
             .collect();
-        Self { half: frequencies.len(), turns }
+        Self { half: frequencies.len(), first, turns }
     }
 
     /// Rotates each head of each row of `x` `[rows, heads · head_dim]`. `starts` are the rows at which sequences begin, and
-    /// the number of rows; a row's position is counted from its sequence's start.
-    pub fn apply(&self, x: &mut [f32], head_dim: usize, starts: &[usize], pool: &Pool) {
+    /// the number of rows; `firsts` the positions of the sequences' first rows.
+    pub fn apply(&self, x: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], pool: &Pool) {
         let rows = starts.last().copied().unwrap_or(0);
         let cols = x.len().checked_div(rows).unwrap_or(0);
         if cols == 0 || self.half == 0 {
@@ -63,8 +67,9 @@ impl Rotation {
         pool.for_each_chunk(x, ROWS * cols, |piece, x| {
             for (i, row) in x.chunks_exact_mut(cols).enumerate() {
                 let at = piece * ROWS + i;
-                let start = starts[starts.partition_point(|start| *start <= at) - 1];
-                let turns = &self.turns[(at - start) * self.half..][..self.half];
+                let sequence = starts.partition_point(|start| *start <= at) - 1;
+                let position = firsts[sequence] + at - starts[sequence];
+                let turns = &self.turns[(position - self.first) * self.half..][..self.half];
                 for head in row.chunks_exact_mut(head_dim) {
                     let (first, second) = head.split_at_mut(self.half);
                     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
@@ -90,7 +95,7 @@ mod tests {
         let x = noise.vec(23 * cols);
         let mut expected: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
         for row in 0..23 {
-            let position = if row < 3 { row } else { row - 3 } as f64;
+            let position = if row < 3 { row + 7 } else { row - 3 + 5 } as f64;
             for head in 0..2 {
                 for i in 0..3 {
                     let angle = position * 100f64.powf(-2.0 * i as f64 / 6.0) / 2.0;
@@ -102,7 +107,7 @@ mod tests {
             }
         }
         let mut out = x;
-        Rotation::new(&rope, 20).apply(&mut out, 8, &starts, &Pool::new(2));
+        Rotation::new(&rope, 5..25).apply(&mut out, 8, &starts, &[7, 9, 5], &Pool::new(2));
         close(&out, &expected, 1e-5);
     }
 

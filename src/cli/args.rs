@@ -40,7 +40,7 @@ pub struct RecipeArgs {
     /// Brain floating point
     #[arg(long, group = "treatment")]
     pub bf16: bool,
-    /// A scheme by name: int8, f16, bf16, q8_0
+    /// A scheme by name: int8, f16, bf16, or a GGUF file type such as q8_0, q4_k_m, q4_0
     #[arg(long, value_name = "NAME", group = "treatment")]
     pub scheme: Option<String>,
     /// A list of rules, the first that matches a weight decides (TOML)
@@ -52,6 +52,15 @@ pub struct RecipeArgs {
     /// Quantize embeddings and the output head of decoders too (vLLM cannot read them so)
     #[arg(long, conflicts_with = "recipe")]
     pub embeddings: bool,
+    /// GGUF: the scheme's one type for every matrix, instead of llama-quantize's mixture
+    #[arg(long)]
+    pub pure: bool,
+    /// GGUF: search scales by least squared error; same format and size, never worse
+    #[arg(long)]
+    pub search: bool,
+    /// GGUF: llama.cpp's importance matrix, to weight errors by
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
 }
 
 /// How outputs are compared.

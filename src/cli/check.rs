@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use formats::Access;
+use formats::{Access, Dtype};
 
 use super::args::{CheckArgs, CheckOptions};
 use super::{Failure, print, print_json, progress};
@@ -44,11 +44,12 @@ pub fn options(args: &CheckOptions, limits: Limits) -> check::Options {
     }
 }
 
-/// The limits of the loosest scheme that a file's weights have.
+/// The limits of the loosest form that a file's weights have.
 fn limits_of(written: &Checkpoint) -> Limits {
-    let codes = written.weights().iter().any(|weight| match weight.encoding {
-        Encoding::Plain(dtype) => dtype.is_block(),
-        _ => true,
+    let forms = written.weights().iter().map(|weight| match weight.encoding {
+        Encoding::Plain(dtype) if dtype.is_float() || dtype.is_block() => Limits::of(dtype),
+        Encoding::Plain(_) => Limits::of(Dtype::F32),
+        _ => Scheme::Int8.limits(),
     });
-    if codes { Scheme::Int8.limits() } else { Scheme::F16.limits() }
+    forms.fold(Limits::of(Dtype::F32), Limits::or_looser)
 }

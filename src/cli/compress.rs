@@ -12,7 +12,8 @@ use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
 use crate::pipeline;
-use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
+use crate::quantizer::imatrix::Imatrix;
+use crate::recipe::{BlockOptions, Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
@@ -85,34 +86,43 @@ fn check_staged(
 
 /// The recipe that flags ask for, if they ask for one.
 pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
-    if let Some(file) = &args.recipe {
-        return Ok(Some(Recipe::read(file)?));
-    }
-    let named = match &args.scheme {
-        Some(name) => Some(Scheme::from_name(name).ok_or_else(|| {
-            Failure::Usage(format!(
-                "--scheme {name}: no such scheme; there are {}",
-                Scheme::ALL.map(Scheme::name).join(", ")
-            ))
-        })?),
-        None => None,
+    let recipe = match (&args.recipe, scheme_of(args)?) {
+        (Some(file), _) => Recipe::read(file)?,
+        (None, Some(scheme)) => Recipe::from_flags(scheme, &args.keep, args.embeddings)?,
+        (None, None) => return Ok(None),
     };
-    let flags = [(args.int8, Scheme::Int8), (args.f16, Scheme::F16), (args.bf16, Scheme::BF16)];
-    let scheme = named.or_else(|| flags.into_iter().find(|(on, _)| *on).map(|(_, scheme)| scheme));
-    match scheme {
-        Some(scheme) => Ok(Some(Recipe::from_flags(scheme, &args.keep, args.embeddings)?)),
-        None => Ok(None),
+    let blocks = block_options(args)?;
+    let asked = blocks.pure || blocks.search || blocks.importance.is_some();
+    if asked && !recipe.schemes().iter().any(|scheme| matches!(scheme, Scheme::Ggml(_))) {
+        return Err(Failure::Usage(
+            "--pure, --search and --imatrix are for GGUF's block types; expected a scheme such as q4_k_m".into(),
+        ));
     }
+    Ok(Some(Recipe { blocks, ..recipe }))
+}
+
+/// The scheme that flags name.
+fn scheme_of(args: &RecipeArgs) -> Result<Option<Scheme>, Failure> {
+    let flags = [(args.int8, Scheme::Int8), (args.f16, Scheme::F16), (args.bf16, Scheme::BF16)];
+    let Some(name) = &args.scheme else {
+        return Ok(flags.into_iter().find(|(on, _)| *on).map(|(_, scheme)| scheme));
+    };
+    let unknown = || Failure::Usage(format!("--scheme {name}: no such scheme; there are {}", Scheme::names()));
+    Scheme::from_name(name).map(Some).ok_or_else(unknown)
+}
+
+fn block_options(args: &RecipeArgs) -> Result<BlockOptions, Failure> {
+    let read = |path: &PathBuf| {
+        let source = formats::open(path, Access::Mapped, &formats::Limits::default())?;
+        Ok::<_, formats::Error>(Arc::new(Imatrix::read(&source)?))
+    };
+    let importance = args.imatrix.as_ref().map(read).transpose()?;
+    Ok(BlockOptions { pure: args.pure, search: args.search, importance })
 }
 
 /// The loosest limits of the recipe's schemes.
 fn limits(recipe: &Recipe) -> Limits {
-    let strict = Scheme::F16.limits();
-    recipe
-        .schemes()
-        .into_iter()
-        .map(Scheme::limits)
-        .fold(strict, |a, b| Limits { max_kl: a.max_kl.max(b.max_kl), min_cosine: a.min_cosine.min(b.min_cosine) })
+    recipe.schemes().into_iter().map(Scheme::limits).fold(Scheme::F16.limits(), Limits::or_looser)
 }
 
 /// What is written, and where: by the output's extension, else by the scheme and by what the input is.

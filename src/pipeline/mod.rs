@@ -150,7 +150,10 @@ fn encode_band(
         let range = part.bytes_of(lines);
         bytes.resize((range.end - range.start) as usize, 0);
     }
-    let notes = quantizer.encode(Band { numbers, cols: step.cols as usize, dtype: step.input }, &mut buffers.parts);
+    let notes = quantizer.encode(
+        Band { numbers, first_row: lines.start, cols: step.cols as usize, dtype: step.input },
+        &mut buffers.parts,
+    );
     if let Some(at) = notes.non_finite {
         return Err(non_finite(checkpoint, step, lines.start * step.cols + at as u64));
     }

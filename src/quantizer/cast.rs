@@ -70,7 +70,8 @@ mod tests {
                 [65519.996, 65520.0, -65520.0, 2.9802322e-8, 2.980_233e-8, f32::MAX, 1e-45, 4.6e-41, 4.7e-41, 0.0];
             for numbers in [numbers, near.to_vec()] {
                 let mut out = vec![vec![0; 2 * numbers.len()]];
-                let band = Band { numbers: Numbers::F32(&numbers), cols: numbers.len(), dtype: Dtype::F32 };
+                let band =
+                    Band { numbers: Numbers::F32(&numbers), first_row: 0, cols: numbers.len(), dtype: Dtype::F32 };
                 let notes = Cast(dtype).encode(band, &mut out);
                 let over = numbers.iter().filter(|x| narrow(**x).is_infinite()).count() as u64;
                 let gone = numbers.iter().filter(|x| **x != 0.0 && narrow(**x) == 0.0).count() as u64;

@@ -199,7 +199,7 @@ mod tests {
             (Dtype::F16, f16::EPSILON.to_le_bytes().to_vec()),
         ] {
             let mut parts = vec![vec![1; 3], vec![0; bytes.len()]];
-            let band = Band { numbers: Numbers::F32(&[0.0, -0.0, 0.0]), cols: 3, dtype };
+            let band = Band { numbers: Numbers::F32(&[0.0, -0.0, 0.0]), first_row: 0, cols: 3, dtype };
             assert_eq!(Int8Rows.encode(band, &mut parts), Notes::default());
             assert_eq!(parts, [vec![0; 3], bytes]);
         }
@@ -212,7 +212,7 @@ mod tests {
                 let mut numbers = [1.0; 40];
                 numbers[at] = bad;
                 let mut parts = vec![vec![0; 40], vec![0; 8]];
-                let band = Band { numbers: Numbers::F32(&numbers), cols: 20, dtype: Dtype::F32 };
+                let band = Band { numbers: Numbers::F32(&numbers), first_row: 0, cols: 20, dtype: Dtype::F32 };
                 assert_eq!(Int8Rows.encode(band, &mut parts).non_finite, Some(at));
             }
         }

@@ -2,20 +2,20 @@
 //! tensors; it depends on nothing but those numbers, so neither the number of threads nor the size of bands can change
 //! the result.
 
+mod blocks;
 mod cast;
 pub mod ggml;
 pub mod imatrix;
 mod int8;
-mod q8_0;
 
 use encoding::plain::Real;
 use formats::Dtype;
 
 use crate::encoding::{self, Encoding};
 
+pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
 pub use int8::Int8Rows;
-pub use q8_0::Q8_0;
 
 /// The numbers of a band, in the precision that the quantizer's arithmetic is defined in.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,8 @@ pub enum Numbers<'a> {
 pub struct Band<'a> {
     /// Row after row.
     pub numbers: Numbers<'a>,
+    /// The number of its first row in the weight.
+    pub first_row: u64,
     /// Numbers in a row.
     pub cols: usize,
     /// The dtype in which they were stored.

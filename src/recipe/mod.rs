@@ -9,5 +9,5 @@ mod scheme;
 
 pub use error::{Error, Result};
 pub use plan::{Decision, Output, Plan, PlannedFile, Step, Target, Treatment};
-pub use rules::{Recipe, Rule};
+pub use rules::{BlockOptions, Recipe, Rule};
 pub use scheme::{Limits, Scheme};

@@ -1,7 +1,7 @@
 //! The plan: every output tensor's name, dtype, shape and place, from headers alone. Sizes are known before one weight is
 //! read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
@@ -9,9 +9,10 @@ use formats::{Dtype, Format, Layout, TensorMeta};
 use super::output::{Tensor, huggingface, llama_cpp};
 use super::{Error, Recipe, Result, Scheme};
 use crate::encoding::{Encoding, PartLayout, Unfit};
-use crate::family::Role;
+use crate::family::{Architecture, Role};
 use crate::loader::{Checkpoint, Piece};
-use crate::quantizer::{Cast, Quantizer};
+use crate::quantizer::ggml::mixture::{self, Choice, FileType};
+use crate::quantizer::{Blocks, Cast, Columns, Int8Rows, Quantizer};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,10 @@ pub struct Step {
     pub decision: Decision,
     /// How it is made.
     pub treatment: Treatment,
+    /// Whether scales of blocks are searched.
+    pub search: bool,
+    /// What errors of blocks are weighted by.
+    pub importance: Option<Columns>,
     /// How the output is stored.
     pub encoding: Encoding,
     /// The output's physical tensors.
@@ -97,8 +102,10 @@ pub enum Treatment {
     Copy,
     /// The numbers are put in another order or written as another float.
     Cast(Dtype),
-    /// The numbers are quantized.
-    Quantize(Scheme),
+    /// int8 with a scale for each row.
+    Int8,
+    /// ggml's blocks of this type.
+    Blocks(Dtype),
 }
 
 /// A physical output tensor.
@@ -116,7 +123,10 @@ impl Step {
         match self.treatment {
             Treatment::Copy => None,
             Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
-            Treatment::Quantize(scheme) => Some(scheme.quantizer()),
+            Treatment::Int8 => Some(Box::new(Int8Rows)),
+            Treatment::Blocks(dtype) => {
+                Some(Box::new(Blocks { dtype, search: self.search, importance: self.importance.clone() }))
+            }
         }
     }
 
@@ -134,7 +144,7 @@ impl Step {
     pub fn is_quantized(&self) -> bool {
         match self.treatment {
             Treatment::Copy => false,
-            Treatment::Quantize(_) => true,
+            Treatment::Int8 | Treatment::Blocks(_) => true,
             Treatment::Cast(Dtype::F64) => false,
             Treatment::Cast(Dtype::F32) => self.input == Dtype::F64,
             Treatment::Cast(dtype) => dtype != self.input,
@@ -181,8 +191,10 @@ impl Plan {
             notes: tensors.notes,
         };
         let mut metas: Vec<Vec<TensorMeta>> = vec![Vec::new(); tensors.files.len()];
-        for tensor in tensors.tensors {
-            let step = step(checkpoint, recipe, format, tensor, &mut metas, &mut plan.notes);
+        let choices = choices(checkpoint, recipe, &tensors.tensors);
+        for (i, tensor) in tensors.tensors.into_iter().enumerate() {
+            let choose = |file_type: FileType| choices.get(&file_type).map(|all| all[i]);
+            let step = step(checkpoint, recipe, format, tensor, &choose, &mut metas, &mut plan.notes)?;
             plan.steps.push(step);
         }
         for (meta, bytes) in tensors.constants {
@@ -257,22 +269,73 @@ impl Plan {
     }
 }
 
+/// The float in which a tensor stays that is not quantized: its own, but llama.cpp computes with norms and biases in f32 and
+/// refuses them in anything else, and has no use for f64.
+fn kept(format: Format, input: Dtype, rank: usize) -> Dtype {
+    let widened = input.is_float() && (rank < 2 || input == Dtype::F64);
+    if format == Format::Gguf && widened { Dtype::F32 } else { input }
+}
+
+fn input_dtype(checkpoint: &Checkpoint, tensor: &Tensor) -> Dtype {
+    match checkpoint.weights()[tensor.pieces[0].weight].encoding {
+        Encoding::Plain(dtype) => dtype,
+        _ => Dtype::F32,
+    }
+}
+
+/// For each of llama-quantize's file types that the recipe names, the type of each tensor.
+fn choices(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[Tensor]) -> HashMap<FileType, Vec<Choice>> {
+    let Some(Architecture::Transformer(t)) = checkpoint.family().map(|family| &family.architecture) else {
+        return HashMap::new();
+    };
+    let model = mixture::Model {
+        architecture: checkpoint.family().and_then(|family| family.gguf).unwrap_or_default(),
+        layers: t.layers as u64,
+        heads: t.heads as u64,
+        kv_heads: t.kv_heads as u64,
+        experts: t.experts.map_or(0, |experts| experts.count as u64),
+    };
+    let meta = |tensor: &Tensor| {
+        let dtype = kept(Format::Gguf, input_dtype(checkpoint, tensor), tensor.shape.len());
+        TensorMeta::new(tensor.name.clone(), dtype, tensor.shape.clone())
+    };
+    let metas: Vec<TensorMeta> = tensors.iter().map(meta).collect();
+    let file_types = recipe.schemes().into_iter().filter_map(|scheme| match scheme {
+        Scheme::Ggml(file_type) => Some(file_type),
+        _ => None,
+    });
+    let options = &recipe.blocks;
+    let choose = |file_type| mixture::choose(file_type, &metas, &model, options.importance.is_some(), options.pure);
+    file_types.map(|file_type| (file_type, choose(file_type))).collect()
+}
+
+/// What the importance matrix says of a tensor.
+fn importance(recipe: &Recipe, tensor: &Tensor) -> Result<Option<Columns>> {
+    let Some(matrix) = &recipe.blocks.importance else { return Ok(None) };
+    let meta = TensorMeta::new(tensor.name.clone(), Dtype::F32, tensor.shape.clone());
+    let found = matrix.get(&meta).map_err(|e| Error::Usage(format!("--imatrix: {e}")))?;
+    let experts = if tensor.shape.len() > 2 { tensor.shape[0] } else { 1 };
+    Ok(found.map(|found| Columns {
+        experts: (0..experts as usize).map(|expert| found.columns(expert).to_vec()).collect(),
+        rows: tensor.rows / experts.max(1),
+    }))
+}
+
 /// Decides about one tensor of the target's dialect and claims its places.
 fn step(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     format: Format,
     tensor: Tensor,
+    choose: &dyn Fn(FileType) -> Option<Choice>,
     metas: &mut [Vec<TensorMeta>],
     notes: &mut Vec<String>,
-) -> Step {
+) -> Result<Step> {
+    let importance = importance(recipe, &tensor)?;
+    let input = input_dtype(checkpoint, &tensor);
     let Tensor { name, canonical, role, shape, rows, cols, pieces, file } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
-    let input = match stored.encoding {
-        Encoding::Plain(dtype) => dtype,
-        _ => Dtype::F32,
-    };
     let in_out = stored.transposed && !pieces[0].transpose;
     let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, in_out, checkpoint);
     if decision.note.as_deref() == Some(IN_OUT) {
@@ -280,18 +343,29 @@ fn step(
     }
     let identity = pieces.len() == 1 && pieces[0].is_identity(stored);
     let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
-    // llama.cpp computes with norms and biases in f32 and refuses them in anything else.
-    let kept = if format == Format::Gguf && shape.len() < 2 && input.is_float() { Dtype::F32 } else { input };
-    let mut treatment = match wanted {
-        Some(Scheme::F16) if shape.len() >= 2 || format != Format::Gguf => unscaled(Dtype::F16),
-        Some(Scheme::BF16) if shape.len() >= 2 || format != Format::Gguf => unscaled(Dtype::BF16),
-        Some(scheme) if !scheme.is_cast() => Treatment::Quantize(scheme),
+    let kept = kept(format, input, shape.len());
+    let narrow = shape.len() >= 2 || format != Format::Gguf;
+    let choice = match wanted {
+        Some(Scheme::Ggml(file_type)) => choose(file_type),
+        _ => None,
+    };
+    let mut treatment = match (wanted, choice.map(|choice| choice.dtype)) {
+        (Some(Scheme::F16), _) if narrow => unscaled(Dtype::F16),
+        (Some(Scheme::BF16), _) if narrow => unscaled(Dtype::BF16),
+        (Some(Scheme::Int8), _) => Treatment::Int8,
+        (_, Some(dtype)) if dtype.is_block() => Treatment::Blocks(dtype),
+        (_, Some(dtype)) => unscaled(dtype),
         _ => unscaled(kept),
     };
+    if let Some(Choice { dtype, instead_of: Some(first) }) = choice {
+        let note = format!("rows of {cols} do not fill blocks of {first}; stored as {dtype}");
+        notes.push(format!("{canonical}: {note}"));
+        decision.note = Some(note);
+    }
     let encoding_of = |treatment: Treatment| match treatment {
         Treatment::Copy => Encoding::Plain(input),
-        Treatment::Cast(dtype) => Encoding::Plain(dtype),
-        Treatment::Quantize(scheme) => scheme.quantizer().encoding(input),
+        Treatment::Cast(dtype) | Treatment::Blocks(dtype) => Encoding::Plain(dtype),
+        Treatment::Int8 => Encoding::Int8Rows { scale: input },
     };
     let mut parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     if let Err(unfit) = &parts {
@@ -311,7 +385,22 @@ fn step(
         })
         .collect();
     let encoding = encoding_of(treatment);
-    Step { name: canonical, role, pieces, rows, cols, input, decision, treatment, encoding, parts, outputs }
+    let search = recipe.blocks.search;
+    Ok(Step {
+        name: canonical,
+        role,
+        pieces,
+        rows,
+        cols,
+        input,
+        decision,
+        treatment,
+        search,
+        importance,
+        encoding,
+        parts,
+        outputs,
+    })
 }
 
 /// Why gpt2's matrices stay as they are: one scale for each stored row would be one for each input, which integer products

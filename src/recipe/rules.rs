@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use super::{Error, Result, Scheme};
 use crate::dialect::huggingface;
 use crate::family::{self, Role};
 use crate::loader::Checkpoint;
+use crate::quantizer::imatrix::Imatrix;
 
 /// Which weights, and what becomes of them.
 #[derive(Debug, Clone)]
@@ -45,6 +47,27 @@ struct Line {
 pub struct Recipe {
     /// The rules.
     pub rules: Vec<Rule>,
+    /// How ggml's block types are encoded.
+    pub blocks: BlockOptions,
+}
+
+/// How ggml's block types are encoded.
+#[derive(Debug, Clone, Default)]
+pub struct BlockOptions {
+    /// Whether every matrix gets the scheme's one type, instead of llama-quantize's mixture.
+    pub pure: bool,
+    /// Whether scales are searched by least squared error.
+    pub search: bool,
+    /// How much each column of each weight matters.
+    pub importance: Option<Arc<Imatrix>>,
+}
+
+impl BlockOptions {
+    /// The options in words, each after a comma.
+    fn describe(&self) -> String {
+        let words = [(self.pure, "pure"), (self.search, "search"), (self.importance.is_some(), "imatrix")];
+        words.iter().filter(|(on, _)| *on).map(|(_, word)| format!(", {word}")).collect()
+    }
 }
 
 impl Rule {
@@ -96,7 +119,7 @@ impl Recipe {
             }
         }
         rules.push(Rule::scheme(scheme));
-        Ok(Self { rules })
+        Ok(Self { rules, blocks: BlockOptions::default() })
     }
 
     /// Reads a recipe file: TOML, a list of `[[rule]]`, each with `name` (a regular expression) or `role` or both or
@@ -147,16 +170,17 @@ impl Recipe {
             });
             let scheme = match line.scheme.as_str() {
                 "keep" => None,
-                text => Some(Scheme::from_name(text).ok_or_else(|| {
-                    (format!("{at}: scheme `{text}`"), format!("keep, {}", Scheme::ALL.map(Scheme::name).join(", ")))
-                })?),
+                text => Some(
+                    Scheme::from_name(text)
+                        .ok_or_else(|| (format!("{at}: scheme `{text}`"), format!("keep, {}", Scheme::names())))?,
+                ),
             };
             rules.push(Rule { name, role: role.transpose()?, scheme });
         }
         if rules.is_empty() {
             return Err(("no rule".into(), "at least one [[rule]]".into()));
         }
-        Ok(Self { rules })
+        Ok(Self { rules, blocks: BlockOptions::default() })
     }
 
     /// The schemes that the rules name, each once, in their order.
@@ -181,7 +205,7 @@ impl Recipe {
 
     /// The rules in one line, as they stand in reports and in the written file's metadata.
     pub fn describe(&self) -> String {
-        self.rules.iter().map(Rule::describe).collect::<Vec<_>>().join("; ")
+        self.rules.iter().map(Rule::describe).collect::<Vec<_>>().join("; ") + &self.blocks.describe()
     }
 }
 

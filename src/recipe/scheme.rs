@@ -5,7 +5,7 @@ use std::fmt;
 use formats::{Dtype, Format};
 
 use crate::family::{self, Role};
-use crate::quantizer::{Cast, Int8Rows, Q8_0, Quantizer};
+use crate::quantizer::ggml::mixture::FileType;
 
 /// A treatment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,8 +16,8 @@ pub enum Scheme {
     BF16,
     /// Symmetric int8, a scale for each output row; linear layers quantize their inputs per token when run.
     Int8,
-    /// ggml's blocks of 32 int8 with an f16 scale.
-    Q8_0,
+    /// One of llama-quantize's file types: a block type for most tensors, others for some.
+    Ggml(FileType),
 }
 
 /// How bad an output may be before it is refused.
@@ -29,9 +29,40 @@ pub struct Limits {
     pub min_cosine: f64,
 }
 
+impl Limits {
+    /// The limits of what is stored in a dtype. Round numbers above what these types cost models of 8 B parameters
+    /// (llama.cpp's own tables), so that what fails is broken and not just small.
+    pub fn of(dtype: Dtype) -> Self {
+        let (max_kl, min_cosine) = match dtype {
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0.001, 0.999),
+            Dtype::Q6_K => (0.02, 0.99),
+            Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q5_K => (0.05, 0.98),
+            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K | Dtype::IQ4_NL | Dtype::IQ4_XS | Dtype::MXFP4 => (0.15, 0.95),
+            Dtype::Q3_K | Dtype::IQ3_S | Dtype::IQ3_XXS => (0.3, 0.9),
+            dtype if dtype.is_block() && dtype != Dtype::Q8_0 => (1.0, 0.8),
+            _ => (0.01, 0.99),
+        };
+        Self { max_kl, min_cosine }
+    }
+
+    /// The looser of two, in each measure.
+    pub fn or_looser(self, other: Self) -> Self {
+        Self { max_kl: self.max_kl.max(other.max_kl), min_cosine: self.min_cosine.min(other.min_cosine) }
+    }
+}
+
 impl Scheme {
     /// Every scheme, in the order of the documentation.
-    pub const ALL: [Scheme; 4] = [Scheme::Int8, Scheme::F16, Scheme::BF16, Scheme::Q8_0];
+    pub fn all() -> Vec<Scheme> {
+        let casts = |file_type: &FileType| matches!(file_type, FileType::F16 | FileType::BF16);
+        let blocks = FileType::all().filter(|file_type| !casts(file_type)).map(Scheme::Ggml);
+        [Scheme::Int8, Scheme::F16, Scheme::BF16].into_iter().chain(blocks).collect()
+    }
+
+    /// The names of all schemes, for messages.
+    pub fn names() -> String {
+        Self::all().into_iter().map(Scheme::name).collect::<Vec<_>>().join(", ")
+    }
 
     /// The name in flags, recipes, file names and reports.
     pub fn name(self) -> &'static str {
@@ -39,7 +70,7 @@ impl Scheme {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::Int8 => "int8",
-            Self::Q8_0 => "q8_0",
+            Self::Ggml(file_type) => file_type.name(),
         }
     }
 
@@ -47,33 +78,35 @@ impl Scheme {
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let name = if name == "w8a8" { "int8" } else { &name };
-        Self::ALL.into_iter().find(|scheme| scheme.name() == name)
+        Self::all().into_iter().find(|scheme| scheme.name() == name)
     }
 
     /// The container that the scheme needs, if it needs one.
     pub fn container(self) -> Option<Format> {
         match self {
             Self::Int8 => Some(Format::Safetensors),
-            Self::Q8_0 => Some(Format::Gguf),
+            Self::Ggml(_) => Some(Format::Gguf),
             Self::F16 | Self::BF16 => None,
         }
     }
 
-    /// What makes the codes.
-    pub fn quantizer(self) -> Box<dyn Quantizer> {
+    /// The file type of llama.cpp that the scheme means, where it is written as GGUF.
+    pub fn file_type(self) -> Option<FileType> {
         match self {
-            Self::F16 => Box::new(Cast(Dtype::F16)),
-            Self::BF16 => Box::new(Cast(Dtype::BF16)),
-            Self::Int8 => Box::new(Int8Rows),
-            Self::Q8_0 => Box::new(Q8_0),
+            Self::F16 => Some(FileType::F16),
+            Self::BF16 => Some(FileType::BF16),
+            Self::Ggml(file_type) => Some(file_type),
+            Self::Int8 => None,
         }
     }
 
     /// The limits that hold where no flag says otherwise.
     pub fn limits(self) -> Limits {
         match self {
-            Self::F16 | Self::BF16 => Limits { max_kl: 0.001, min_cosine: 0.999 },
-            Self::Int8 | Self::Q8_0 => Limits { max_kl: 0.01, min_cosine: 0.99 },
+            Self::F16 => Limits::of(Dtype::F16),
+            Self::BF16 => Limits::of(Dtype::BF16),
+            Self::Int8 => Limits::of(Dtype::I8),
+            Self::Ggml(file_type) => Limits::of(file_type.dtype()),
         }
     }
 
@@ -86,8 +119,8 @@ impl Scheme {
     pub fn takes(self, role: Role, model: Option<family::Kind>) -> bool {
         match self {
             Self::F16 | Self::BF16 => true,
-            // What llama-quantize quantizes: every matrix, embeddings too, but no router.
-            Self::Q8_0 => matches!(role, Role::Linear | Role::Embedding | Role::Head | Role::Experts),
+            // llama-quantize's own rules say which matrices stay as they are.
+            Self::Ggml(_) => !matches!(role, Role::Norm | Role::Bias),
             Self::Int8 => match role {
                 Role::Linear | Role::Experts | Role::Conv => true,
                 Role::Embedding => matches!(model, Some(family::Kind::Encoder | family::Kind::Chain)),

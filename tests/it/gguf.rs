@@ -3,7 +3,7 @@
 use formats::{Access, Limits, TensorBytes};
 
 use crate::args;
-use crate::support::{compress, fixture};
+use crate::support::{compress, fixture, shared};
 
 #[test]
 fn q8_0_is_what_llama_quantize_writes() {
@@ -75,4 +75,72 @@ fn a_scheme_needs_its_container() {
     run.exits(2).says(&["q8_0", "GGUF"]);
     let run = compress(args![fixture("kjv-nano"), "--int8", "-o", out.path().join("x.gguf")]);
     run.exits(2).says(&["int8", "safetensors"]);
+}
+
+/// The tensors of a GGUF file: name, dtype, shape, bytes.
+fn tensors(path: &std::path::Path) -> std::collections::BTreeMap<String, (formats::Dtype, Vec<u64>, Vec<u8>)> {
+    let source = formats::open(path, Access::Mapped, &Limits::default()).unwrap();
+    let all = source.tensors().iter().enumerate();
+    all.map(|(i, t)| (t.name.clone(), (t.dtype, t.shape.clone(), TensorBytes::load(&source, i).unwrap().to_vec())))
+        .collect()
+}
+
+#[test]
+fn every_scheme_is_llama_quantizes_file_with_its_mixture_and_its_importance() {
+    let Some(golden) = shared("golden-ggml") else {
+        eprintln!("skipped: there is no ../shared/golden-ggml; fixtures/ggml has some rows of each type");
+        return;
+    };
+    let out = tempfile::tempdir().unwrap();
+    let mut compared = 0;
+    for entry in std::fs::read_dir(&golden).unwrap() {
+        let expected = entry.unwrap().path();
+        let name = expected.file_stem().unwrap().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix("nano-").filter(|rest| *rest != "f32") else { continue };
+        let (scheme, how) = rest.split_once('-').unwrap();
+        let ours = out.path().join(format!("{name}.gguf"));
+        let mut args =
+            args![fixture("kjv-nano"), "--scheme", scheme.to_lowercase(), "-o", &ours, "-q", "--no-check"].to_vec();
+        if how.contains("pure") {
+            args.push("--pure".into());
+        }
+        if how.contains("imatrix") {
+            args.extend(args!["--imatrix", golden.join("nano.imatrix.gguf")]);
+        }
+        compress(args).exits(0);
+        assert!(tensors(&ours) == tensors(&expected), "{name}");
+        compared += 1;
+    }
+    assert!(compared >= 26, "{compared}");
+}
+
+#[test]
+fn smaller_types_are_checked_and_a_search_is_no_worse() {
+    let out = tempfile::tempdir().unwrap();
+    let kl = |name: &str, flags: &[&str]| {
+        let ours = out.path().join(name);
+        let args = args![
+            fixture("kjv-nano"),
+            "-o",
+            &ours,
+            "--json",
+            "--text",
+            fixture("kjv-nano/valid.txt"),
+            "--context",
+            "256",
+            "--check-tokens",
+            "2550"
+        ];
+        let report = compress(args.into_iter().chain(flags.iter().map(Into::into))).exits(0).json();
+        assert_eq!(report["check"]["passed"], true);
+        let worst: f64 = report["weights"]["worst"][0]["sqnr_db"].as_f64().unwrap();
+        (report["output"]["bytes"].as_u64().unwrap(), report["check"]["kl"]["mean"].as_f64().unwrap(), worst)
+    };
+    let plain = kl("a.gguf", &["--scheme", "q4_0", "--pure"]);
+    let searched = kl("b.gguf", &["--scheme", "q4_0", "--pure", "--search"]);
+    assert_eq!(plain.0 / 1000, searched.0 / 1000);
+    assert!(searched.2 > plain.2, "{plain:?} {searched:?}");
+    assert!(plain.1 > 0.001 && plain.1 < 0.1, "{plain:?}");
+    let run = compress(args![fixture("kjv-nano"), "--int8", "--search", "-o", out.path().join("x")]);
+    run.exits(2).says(&["--search", "q4_k_m"]);
 }

@@ -131,6 +131,8 @@ fn plan_of(encoding: Encoding, rows: u64, cols: u64) -> Plan {
         input: Dtype::F32,
         decision: Decision::default(),
         treatment: Treatment::Cast(Dtype::F32),
+        search: false,
+        importance: None,
         encoding,
         parts,
         outputs,

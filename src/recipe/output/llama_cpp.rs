@@ -107,7 +107,13 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
     all.push("general.type", Value::String("model".into()));
     all.push("general.name", Value::String(name(checkpoint)));
     dialect::architecture(arch, transformer, &mut all);
-    all.push("general.file_type", Value::U32(dialect::file_type(most(plan))));
+    let file_types: Vec<u32> =
+        recipe.schemes().iter().filter_map(|scheme| Some(scheme.file_type()?.number())).collect();
+    let file_type = match file_types.as_slice() {
+        [one] => *one,
+        _ => dialect::file_type(most(plan)),
+    };
+    all.push("general.file_type", Value::U32(file_type));
     if plan.steps.iter().any(|step| matches!(step.encoding, Encoding::Plain(dtype) if dtype.is_block())) {
         all.push("general.quantization_version", Value::U32(2));
     }

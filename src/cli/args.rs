@@ -34,13 +34,16 @@ pub struct RecipeArgs {
     /// Symmetric int8, one scale for each output row (W8A8, for transformers and vLLM)
     #[arg(long, group = "treatment")]
     pub int8: bool,
+    /// Symmetric int4 in groups of 128, inputs in float (W4A16)
+    #[arg(long, group = "treatment")]
+    pub int4: bool,
     /// Half precision
     #[arg(long, group = "treatment")]
     pub f16: bool,
     /// Brain floating point
     #[arg(long, group = "treatment")]
     pub bf16: bool,
-    /// A scheme by name: int8, f16, bf16, or a GGUF file type such as q8_0, q4_k_m, q4_0
+    /// A scheme by name: int8, w4a16, w8a16, fp8, f16, bf16, or a GGUF file type such as q8_0, q4_k_m, q4_0
     #[arg(long, value_name = "NAME", group = "treatment")]
     pub scheme: Option<String>,
     /// A list of rules, the first that matches a weight decides (TOML)
@@ -52,6 +55,9 @@ pub struct RecipeArgs {
     /// Quantize embeddings and the output head of decoders too (vLLM cannot read them so)
     #[arg(long, conflicts_with = "recipe")]
     pub embeddings: bool,
+    /// w4a16 and w8a16: columns that share a scale, 0 for whole rows [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    pub group_size: Option<u64>,
     /// GGUF: the scheme's one type for every matrix, instead of llama-quantize's mixture
     #[arg(long)]
     pub pure: bool,

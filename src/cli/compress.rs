@@ -98,12 +98,17 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
             "--pure, --search and --imatrix are for GGUF's block types; expected a scheme such as q4_k_m".into(),
         ));
     }
+    let grouped = |scheme: &Scheme| matches!(scheme, Scheme::W4A16 | Scheme::W8A16);
+    if blocks.group.is_some() && !recipe.schemes().iter().any(grouped) {
+        return Err(Failure::Usage("--group-size is for w4a16 and w8a16".into()));
+    }
     Ok(Some(Recipe { blocks, ..recipe }))
 }
 
 /// The scheme that flags name.
 fn scheme_of(args: &RecipeArgs) -> Result<Option<Scheme>, Failure> {
-    let flags = [(args.int8, Scheme::Int8), (args.f16, Scheme::F16), (args.bf16, Scheme::BF16)];
+    let flags =
+        [(args.int8, Scheme::Int8), (args.int4, Scheme::W4A16), (args.f16, Scheme::F16), (args.bf16, Scheme::BF16)];
     let Some(name) = &args.scheme else {
         return Ok(flags.into_iter().find(|(on, _)| *on).map(|(_, scheme)| scheme));
     };
@@ -117,7 +122,7 @@ fn block_options(args: &RecipeArgs) -> Result<BlockOptions, Failure> {
         Ok::<_, formats::Error>(Arc::new(Imatrix::read(&source)?))
     };
     let importance = args.imatrix.as_ref().map(read).transpose()?;
-    Ok(BlockOptions { pure: args.pure, search: args.search, importance })
+    Ok(BlockOptions { pure: args.pure, search: args.search, importance, group: args.group_size })
 }
 
 /// The loosest limits of the recipe's schemes.

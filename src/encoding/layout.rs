@@ -14,6 +14,21 @@ pub enum Encoding {
         /// Dtype of the scales: that of the original weight.
         scale: Dtype,
     },
+    /// compressed-tensors' `pack-quantized`: symmetric integers packed into int32 words, lowest bits first, and one scale for
+    /// each group of a row; value = (code − 2^(bits − 1)) · scale.
+    PackedInt {
+        /// Bits of a code: 4 or 8.
+        bits: u8,
+        /// Columns that share a scale; divides the columns.
+        group: u64,
+        /// Dtype of the scales.
+        scale: Dtype,
+    },
+    /// compressed-tensors' `float-quantized`: FP8 codes and one scale for each row.
+    Fp8Rows {
+        /// Dtype of the scales.
+        scale: Dtype,
+    },
     /// FP8 codes with one scale for each tile of rows × columns; value = code · scale.
     Fp8Tiles {
         /// Rows and columns of a tile: 128 × 128 in DeepSeek's checkpoints.
@@ -83,6 +98,8 @@ impl Encoding {
         match self {
             Self::Plain(dtype) => dtype.name().to_owned(),
             Self::Int8Rows { .. } => "int8 per row".to_owned(),
+            Self::PackedInt { bits, group, .. } => format!("int{bits} in groups of {group}"),
+            Self::Fp8Rows { .. } => "fp8 per row".to_owned(),
             Self::Fp8Tiles { tile, .. } => format!("fp8 per {}×{}", tile.0, tile.1),
             Self::Awq { group } => format!("AWQ int4, groups of {group}"),
         }
@@ -96,17 +113,17 @@ impl Encoding {
     /// The axis along which bands are cut.
     pub fn band_axis(&self) -> Axis {
         match self {
-            Self::Plain(_) | Self::Int8Rows { .. } | Self::Fp8Tiles { .. } => Axis::Out,
             Self::Awq { .. } => Axis::In,
+            _ => Axis::Out,
         }
     }
 
     /// Bands begin at multiples of this many lines, so that no two of them share a byte.
     pub fn line_multiple(&self) -> u64 {
         match self {
-            Self::Plain(_) | Self::Int8Rows { .. } => 1,
             Self::Fp8Tiles { tile, .. } => tile.0,
             Self::Awq { group } => *group,
+            _ => 1,
         }
     }
 
@@ -146,6 +163,31 @@ impl Encoding {
                 vec![
                     part(name.to_owned(), Dtype::I8, shape.to_vec(), 1, cols),
                     part(format!("{name}_scale"), scale, scale_shape, 1, 1),
+                ]
+                .into_iter()
+                .collect()
+            }
+            Self::PackedInt { bits, group, scale } => {
+                if shape.len() != 2 || !cols.is_multiple_of(group.max(1)) || cols == 0 {
+                    return Err(unfit(&format!("a matrix with rows that are a multiple of {group} long")));
+                }
+                let words = cols.checked_mul(u64::from(bits)).ok_or_else(too_large)?.div_ceil(32);
+                vec![
+                    part(format!("{name}_packed"), Dtype::I32, vec![rows, words], 1, words),
+                    part(format!("{name}_scale"), scale, vec![rows, cols / group], 1, cols / group),
+                    // Two numbers that belong to the whole: to whichever band is the first.
+                    part(format!("{name}_shape"), Dtype::I64, vec![2], u64::MAX, 2),
+                ]
+                .into_iter()
+                .collect()
+            }
+            Self::Fp8Rows { scale } => {
+                if shape.len() != 2 {
+                    return Err(unfit("a matrix"));
+                }
+                vec![
+                    part(name.to_owned(), Dtype::F8E4M3, shape.to_vec(), 1, cols),
+                    part(format!("{name}_scale"), scale, vec![rows, 1], 1, 1),
                 ]
                 .into_iter()
                 .collect()

@@ -4,6 +4,7 @@
 //! it: a run of lines along the encoding's band axis. Everything that streams through a weight, in either direction, goes
 //! by bands, so no weight need ever be whole in memory.
 
+pub mod fp8;
 pub mod ggml;
 mod layout;
 pub mod plain;

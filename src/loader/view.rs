@@ -302,10 +302,45 @@ impl OpenPiece {
                     }
                 }
             }
+            Encoding::PackedInt { bits, group, scale } => {
+                let (cols, group) = (self.stored_cols as usize, group as usize);
+                let scales = read_scales(&self.parts[1], scale, &rows, scales, cols / group)?;
+                let bytes = packed.len() / (rows.end - rows.start).max(1) as usize;
+                let middle = 1i16 << (bits - 1);
+                let lines = out.chunks_exact_mut(cols).zip(packed.chunks_exact(bytes));
+                for ((to, codes), scales) in lines.zip(scales.chunks_exact(cols / group)) {
+                    for (i, x) in to.iter_mut().enumerate() {
+                        let code = if bits == 4 { codes[i / 2] >> (4 * (i % 2)) & 15 } else { codes[i] };
+                        *x = T::from_f32(f32::from(i16::from(code) - middle) * scales[i / group]);
+                    }
+                }
+            }
+            Encoding::Fp8Rows { scale } => {
+                let cols = self.stored_cols as usize;
+                let scales = read_scales(&self.parts[1], scale, &rows, scales, 1)?;
+                for ((to, codes), scale) in out.chunks_exact_mut(cols).zip(packed.chunks_exact(cols)).zip(scales) {
+                    for (x, &code) in to.iter_mut().zip(codes) {
+                        *x = T::from_f32(crate::encoding::fp8::decode(code) * *scale);
+                    }
+                }
+            }
             other => unreachable!("the loader makes no weights of {}", other.name()),
         }
         Ok(())
     }
+}
+
+/// The scales of some rows, so many a row, as f32.
+fn read_scales<'a>(
+    (layout, bytes): &(PartLayout, Bytes),
+    dtype: Dtype,
+    rows: &Range<u64>,
+    scales: &'a mut Vec<f32>,
+    per_row: usize,
+) -> Result<&'a [f32]> {
+    scales.resize((rows.end - rows.start) as usize * per_row, 0.0);
+    f32::decode(dtype, bytes.get(layout.bytes_of(rows), &mut Vec::new())?, scales);
+    Ok(scales)
 }
 
 impl Rows for View {

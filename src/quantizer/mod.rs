@@ -5,6 +5,7 @@
 mod blocks;
 mod cast;
 pub mod ggml;
+mod grouped;
 pub mod imatrix;
 mod int8;
 
@@ -15,6 +16,7 @@ use crate::encoding::{self, Encoding};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
+pub use grouped::{Fp8Rows, PackedInt};
 pub use int8::Int8Rows;
 
 /// The numbers of a band, in the precision that the quantizer's arithmetic is defined in.
@@ -37,6 +39,17 @@ pub struct Band<'a> {
     pub cols: usize,
     /// The dtype in which they were stored.
     pub dtype: Dtype,
+}
+
+impl Band<'_> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        let count = match self.numbers {
+            Numbers::F32(numbers) => numbers.len(),
+            Numbers::F64(numbers) => numbers.len(),
+        };
+        count / self.cols.max(1)
+    }
 }
 
 /// What a quantizer has to say about a band beside its codes.

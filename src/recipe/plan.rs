@@ -12,7 +12,7 @@ use crate::encoding::{Encoding, PartLayout, Unfit};
 use crate::family::{Architecture, Role};
 use crate::loader::{Checkpoint, Piece};
 use crate::quantizer::ggml::mixture::{self, Choice, FileType};
-use crate::quantizer::{Blocks, Cast, Columns, Int8Rows, Quantizer};
+use crate::quantizer::{Blocks, Cast, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +104,15 @@ pub enum Treatment {
     Cast(Dtype),
     /// int8 with a scale for each row.
     Int8,
+    /// Packed integers in groups.
+    Packed {
+        /// Bits of a code.
+        bits: u8,
+        /// Columns that share a scale.
+        group: u64,
+    },
+    /// FP8 with a scale for each row.
+    Fp8,
     /// ggml's blocks of this type.
     Blocks(Dtype),
 }
@@ -124,6 +133,8 @@ impl Step {
             Treatment::Copy => None,
             Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
             Treatment::Int8 => Some(Box::new(Int8Rows)),
+            Treatment::Packed { bits, group } => Some(Box::new(PackedInt { bits, group })),
+            Treatment::Fp8 => Some(Box::new(Fp8Rows)),
             Treatment::Blocks(dtype) => {
                 Some(Box::new(Blocks { dtype, search: self.search, importance: self.importance.clone() }))
             }
@@ -144,7 +155,7 @@ impl Step {
     pub fn is_quantized(&self) -> bool {
         match self.treatment {
             Treatment::Copy => false,
-            Treatment::Int8 | Treatment::Blocks(_) => true,
+            Treatment::Int8 | Treatment::Packed { .. } | Treatment::Fp8 | Treatment::Blocks(_) => true,
             Treatment::Cast(Dtype::F64) => false,
             Treatment::Cast(Dtype::F32) => self.input == Dtype::F64,
             Treatment::Cast(dtype) => dtype != self.input,
@@ -195,6 +206,10 @@ impl Plan {
         for (i, tensor) in tensors.tensors.into_iter().enumerate() {
             let choose = |file_type: FileType| choices.get(&file_type).map(|all| all[i]);
             let step = step(checkpoint, recipe, format, tensor, &choose, &mut metas, &mut plan.notes)?;
+            if let Encoding::PackedInt { .. } = step.encoding {
+                let shape = [step.rows, step.cols].into_iter().flat_map(u64::to_le_bytes).collect();
+                plan.constants.push((step.outputs[2], shape));
+            }
             plan.steps.push(step);
         }
         for (meta, bytes) in tensors.constants {
@@ -349,14 +364,24 @@ fn step(
         Some(Scheme::Ggml(file_type)) => choose(file_type),
         _ => None,
     };
+    let group = group_for(recipe, cols);
     let mut treatment = match (wanted, choice.map(|choice| choice.dtype)) {
         (Some(Scheme::F16), _) if narrow => unscaled(Dtype::F16),
         (Some(Scheme::BF16), _) if narrow => unscaled(Dtype::BF16),
         (Some(Scheme::Int8), _) => Treatment::Int8,
+        (Some(Scheme::W4A16), _) => Treatment::Packed { bits: 4, group },
+        (Some(Scheme::W8A16), _) => Treatment::Packed { bits: 8, group },
+        (Some(Scheme::Fp8), _) => Treatment::Fp8,
         (_, Some(dtype)) if dtype.is_block() => Treatment::Blocks(dtype),
         (_, Some(dtype)) => unscaled(dtype),
         _ => unscaled(kept),
     };
+    let asked = recipe.blocks.group.unwrap_or(DEFAULT_GROUP);
+    if matches!(treatment, Treatment::Packed { .. }) && group != asked && asked != 0 {
+        let note = format!("rows of {cols} are no multiple of {asked}; stored in groups of {group}");
+        notes.push(format!("{canonical}: {note}"));
+        decision.note = Some(note);
+    }
     if let Some(Choice { dtype, instead_of: Some(first) }) = choice {
         let note = format!("rows of {cols} do not fill blocks of {first}; stored as {dtype}");
         notes.push(format!("{canonical}: {note}"));
@@ -366,6 +391,8 @@ fn step(
         Treatment::Copy => Encoding::Plain(input),
         Treatment::Cast(dtype) | Treatment::Blocks(dtype) => Encoding::Plain(dtype),
         Treatment::Int8 => Encoding::Int8Rows { scale: input },
+        Treatment::Packed { bits, group } => Encoding::PackedInt { bits, group, scale: input },
+        Treatment::Fp8 => Encoding::Fp8Rows { scale: input },
     };
     let mut parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     if let Err(unfit) = &parts {
@@ -403,6 +430,18 @@ fn step(
     })
 }
 
+/// Columns that share a scale where nothing else is asked for.
+const DEFAULT_GROUP: u64 = 128;
+
+/// The group size for rows of so many columns: the one that is asked for, the next smaller common one that divides them, or
+/// whole rows.
+fn group_for(recipe: &Recipe, cols: u64) -> u64 {
+    let asked = recipe.blocks.group.unwrap_or(DEFAULT_GROUP);
+    let fits = |group: &u64| *group > 0 && cols.is_multiple_of(*group);
+    let smaller = [64, 32].into_iter().filter(|group| *group < asked);
+    [asked].into_iter().chain(smaller).find(fits).unwrap_or(cols)
+}
+
 /// Why gpt2's matrices stay as they are: one scale for each stored row would be one for each input, which integer products
 /// cannot use, and no reader of compressed-tensors takes its Conv1D for a linear layer.
 const IN_OUT: &str = "stored [in, out], which int8 with a scale for each output does not hold; kept as it is";
@@ -421,7 +460,7 @@ fn decide(
     let rule = recipe.rules.iter().position(|rule| rule.matches(name, role, model));
     let scheme = rule.and_then(|rule| recipe.rules[rule].scheme);
     let note = match scheme {
-        Some(Scheme::Int8) if in_out => Some(IN_OUT.to_owned()),
+        Some(Scheme::Int8 | Scheme::W4A16 | Scheme::W8A16 | Scheme::Fp8) if in_out => Some(IN_OUT.to_owned()),
         Some(_) if !input.is_float() => Some(format!("{input} is not floating point")),
         Some(scheme) if !scheme.is_cast() && rank < 2 => Some(format!("{scheme} is for matrices")),
         _ => None,

@@ -47,11 +47,11 @@ struct Line {
 pub struct Recipe {
     /// The rules.
     pub rules: Vec<Rule>,
-    /// How ggml's block types are encoded.
+    /// How block types and groups are encoded.
     pub blocks: BlockOptions,
 }
 
-/// How ggml's block types are encoded.
+/// How block types and groups are encoded.
 #[derive(Debug, Clone, Default)]
 pub struct BlockOptions {
     /// Whether every matrix gets the scheme's one type, instead of llama-quantize's mixture.
@@ -60,13 +60,16 @@ pub struct BlockOptions {
     pub search: bool,
     /// How much each column of each weight matters.
     pub importance: Option<Arc<Imatrix>>,
+    /// Columns that share a scale in w4a16 and w8a16, 0 for whole rows; 128 if absent.
+    pub group: Option<u64>,
 }
 
 impl BlockOptions {
     /// The options in words, each after a comma.
     fn describe(&self) -> String {
         let words = [(self.pure, "pure"), (self.search, "search"), (self.importance.is_some(), "imatrix")];
-        words.iter().filter(|(on, _)| *on).map(|(_, word)| format!(", {word}")).collect()
+        let words = words.iter().filter(|(on, _)| *on).map(|(_, word)| format!(", {word}"));
+        words.chain(self.group.map(|group| format!(", groups of {group}"))).collect()
     }
 }
 

@@ -16,6 +16,12 @@ pub enum Scheme {
     BF16,
     /// Symmetric int8, a scale for each output row; linear layers quantize their inputs per token when run.
     Int8,
+    /// Symmetric int4 in groups, inputs in float.
+    W4A16,
+    /// Symmetric int8 in groups, inputs in float.
+    W8A16,
+    /// FP8 E4M3, a scale for each output row; servers quantize inputs per token.
+    Fp8,
     /// One of llama-quantize's file types: a block type for most tensors, others for some.
     Ggml(FileType),
 }
@@ -35,7 +41,7 @@ impl Limits {
     pub fn of(dtype: Dtype) -> Self {
         let (max_kl, min_cosine) = match dtype {
             Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0.001, 0.999),
-            Dtype::Q6_K => (0.02, 0.99),
+            Dtype::Q6_K | Dtype::F8E4M3 => (0.02, 0.99),
             Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q5_K => (0.05, 0.98),
             Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K | Dtype::IQ4_NL | Dtype::IQ4_XS | Dtype::MXFP4 => (0.15, 0.95),
             Dtype::Q3_K | Dtype::IQ3_S | Dtype::IQ3_XXS => (0.3, 0.9),
@@ -56,7 +62,10 @@ impl Scheme {
     pub fn all() -> Vec<Scheme> {
         let casts = |file_type: &FileType| matches!(file_type, FileType::F16 | FileType::BF16);
         let blocks = FileType::all().filter(|file_type| !casts(file_type)).map(Scheme::Ggml);
-        [Scheme::Int8, Scheme::F16, Scheme::BF16].into_iter().chain(blocks).collect()
+        [Scheme::Int8, Scheme::W4A16, Scheme::W8A16, Scheme::Fp8, Scheme::F16, Scheme::BF16]
+            .into_iter()
+            .chain(blocks)
+            .collect()
     }
 
     /// The names of all schemes, for messages.
@@ -70,21 +79,28 @@ impl Scheme {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::Int8 => "int8",
+            Self::W4A16 => "w4a16",
+            Self::W8A16 => "w8a16",
+            Self::Fp8 => "fp8",
             Self::Ggml(file_type) => file_type.name(),
         }
     }
 
-    /// The scheme of a name; `w8a8` is vLLM's name for int8.
+    /// The scheme of a name; `w8a8` is vLLM's name for int8, and `int4` is w4a16.
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
-        let name = if name == "w8a8" { "int8" } else { &name };
+        let name = match name.as_str() {
+            "w8a8" => "int8",
+            "int4" => "w4a16",
+            name => name,
+        };
         Self::all().into_iter().find(|scheme| scheme.name() == name)
     }
 
     /// The container that the scheme needs, if it needs one.
     pub fn container(self) -> Option<Format> {
         match self {
-            Self::Int8 => Some(Format::Safetensors),
+            Self::Int8 | Self::W4A16 | Self::W8A16 | Self::Fp8 => Some(Format::Safetensors),
             Self::Ggml(_) => Some(Format::Gguf),
             Self::F16 | Self::BF16 => None,
         }
@@ -96,7 +112,7 @@ impl Scheme {
             Self::F16 => Some(FileType::F16),
             Self::BF16 => Some(FileType::BF16),
             Self::Ggml(file_type) => Some(file_type),
-            Self::Int8 => None,
+            Self::Int8 | Self::W4A16 | Self::W8A16 | Self::Fp8 => None,
         }
     }
 
@@ -105,7 +121,9 @@ impl Scheme {
         match self {
             Self::F16 => Limits::of(Dtype::F16),
             Self::BF16 => Limits::of(Dtype::BF16),
-            Self::Int8 => Limits::of(Dtype::I8),
+            Self::Int8 | Self::W8A16 => Limits::of(Dtype::I8),
+            Self::W4A16 => Limits::of(Dtype::Q4_0),
+            Self::Fp8 => Limits::of(Dtype::F8E4M3),
             Self::Ggml(file_type) => Limits::of(file_type.dtype()),
         }
     }
@@ -121,6 +139,7 @@ impl Scheme {
             Self::F16 | Self::BF16 => true,
             // llama-quantize's own rules say which matrices stay as they are.
             Self::Ggml(_) => !matches!(role, Role::Norm | Role::Bias),
+            Self::W4A16 | Self::W8A16 | Self::Fp8 => role == Role::Linear,
             Self::Int8 => match role {
                 Role::Linear | Role::Experts | Role::Conv => true,
                 Role::Embedding => matches!(model, Some(family::Kind::Encoder | family::Kind::Chain)),

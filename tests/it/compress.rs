@@ -45,6 +45,89 @@ fn int8_from_every_dtype_is_what_compressed_tensors_computes() {
 }
 
 #[test]
+fn int4_w8a16_and_fp8_are_what_compressed_tensors_writes() {
+    let out = tempfile::tempdir().unwrap();
+    let half = out.path().join("half");
+    compress(args![fixture("kjv-nano"), "--bf16", "-o", &half, "-q", "--no-check"]).exits(0);
+    let Some(golden) = shared("golden-ct") else {
+        eprintln!("skipped: there is no ../shared/golden-ct");
+        return;
+    };
+    for (dtype, input) in [("float32", &fixture("kjv-nano")), ("bfloat16", &half)] {
+        for (flags, name) in [
+            (&["--int4"][..], "w4a16-g128"),
+            (&["--scheme", "w8a16", "--group-size", "128"], "w8a16-g128"),
+            (&["--scheme", "fp8"], "fp8-dynamic"),
+        ] {
+            let ours = out.path().join(format!("{dtype}-{name}"));
+            let args = args![input, "-o", &ours, "--json", "--check-tokens", "600"];
+            let report = compress(args.into_iter().chain(flags.iter().map(Into::into))).exits(0).json();
+            let expected = golden.join(dtype).join(name);
+            assert!(
+                tensors(&ours.join("model.safetensors")) == tensors(&expected.join("model.safetensors")),
+                "{dtype} {name}"
+            );
+            let config = |folder: &std::path::Path| -> Value {
+                let config: Value =
+                    serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+                config["quantization_config"].clone()
+            };
+            let (ours, expected) = (config(&ours), config(&expected));
+            for key in ["config_groups", "format", "ignore"] {
+                assert_eq!(ours[key], expected[key], "{dtype} {name} {key}");
+            }
+            let kl = report["check"]["kl"]["mean"].as_f64().unwrap();
+            assert!(kl > 0.0 && kl < 0.1, "{name}: {kl}");
+        }
+    }
+}
+
+#[test]
+fn packed_weights_give_the_logits_that_transformers_computes() {
+    let Some(golden) = shared("golden-ct") else {
+        eprintln!("skipped: there is no ../shared/golden-ct");
+        return;
+    };
+    for dtype in ["float32", "bfloat16"] {
+        for name in ["w4a16-g128", "w8a16-g128"] {
+            let folder = golden.join(dtype).join(name);
+            let expected = tensors(&folder.join("golden.safetensors"));
+            let ids = expected["input_ids"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32);
+            let logits: Vec<f32> =
+                expected["logits"].2.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let checkpoint = modelpress::loader::Checkpoint::open(&folder, &Default::default()).unwrap();
+            let model = modelpress::runtime::load(&std::sync::Arc::new(checkpoint)).unwrap();
+            let job = modelpress::job::Job::new(0);
+            let found = modelpress::runtime::forward(&model, &ids.collect::<Vec<u32>>(), &job).unwrap().logits;
+            let worst = found.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(found.len() == logits.len() && worst < 1e-3, "{dtype} {name}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn groups_follow_the_rows() {
+    use safetensors::Dtype::F32;
+    let out = tempfile::tempdir().unwrap();
+    let input = out.path().join("in.safetensors");
+    let list: Vec<(&str, _, Vec<usize>, Vec<u8>)> =
+        [("a.weight", vec![4, 192]), ("b.weight", vec![4, 100]), ("c.weight", vec![4, 256])]
+            .into_iter()
+            .map(|(name, shape)| (name, F32, shape.clone(), f32s(noise(shape.iter().product()))))
+            .collect();
+    write_safetensors(&input, &list);
+    let ours = out.path().join("out.safetensors");
+    let report = compress(args![&input, "--int4", "-o", &ours, "--json"]).exits(0).json();
+    let stored = tensors(&ours);
+    let scales = |name: &str| stored[&format!("{name}.weight_scale")].1.clone();
+    assert_eq!([scales("a"), scales("b"), scales("c")], [vec![4, 3], vec![4, 1], vec![4, 2]]);
+    assert_eq!(stored["b.weight_packed"].1, [4, 13]);
+    assert!(report["notes"].to_string().contains("groups of 64"), "{}", report["notes"]);
+    assert!(report["weights"]["worst"][0]["sqnr_db"].as_f64().unwrap() > 15.0);
+    compress(args![&input, "--int8", "--group-size", "64"]).exits(2).says(&["--group-size"]);
+}
+
+#[test]
 fn the_report_has_every_promised_field() {
     let out = tempfile::tempdir().unwrap();
     let ours = out.path().join("nano");

@@ -9,7 +9,7 @@ use formats::{Dtype, Format};
 use serde_json::{Value, json};
 
 use super::{Tensor, Tensors};
-use crate::dialect::huggingface::{self as dialect, Class, Module};
+use crate::dialect::huggingface::{self as dialect, Class, Form, Module};
 use crate::encoding::Encoding;
 use crate::family::{Architecture, Role};
 use crate::loader::{Checkpoint, INDEX, Piece, SINGLE};
@@ -191,9 +191,9 @@ fn only_dtype(plan: &Plan) -> Option<&'static str> {
     }
 }
 
-/// compressed-tensors' description of the output's int8 weights; `None` if it has none.
+/// compressed-tensors' description of the output's quantized weights; `None` if it has none.
 fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
-    let is_matrix = |step: &&Step| step.parts[0].name.ends_with(".weight") && step.parts[0].shape.len() == 2;
+    let is_matrix = |step: &&Step| step.name.ends_with(".weight") && step.parts[0].shape.len() == 2;
     let modules = plan.steps.iter().filter(is_matrix).filter_map(|step| {
         let class = match step.role {
             Role::Norm | Role::Bias | Role::Other | Role::Conv => return None,
@@ -201,7 +201,15 @@ fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
             Role::Linear | Role::Head | Role::Experts | Role::Router => Class::Linear,
         };
         let name = step.name.strip_suffix(".weight")?.to_owned();
-        Some(Module { name, class, int8: matches!(step.encoding, Encoding::Int8Rows { .. }) })
+        let form = match step.encoding {
+            Encoding::Int8Rows { .. } => Some(Form::Int8),
+            Encoding::PackedInt { bits, group, .. } => {
+                Some(Form::Packed { bits, group: (group < step.cols).then_some(group) })
+            }
+            Encoding::Fp8Rows { .. } => Some(Form::Fp8),
+            _ => None,
+        };
+        Some(Module { name, class, form })
     });
     let mut modules: Vec<Module> = modules.collect();
     let tied = checkpoint
@@ -209,7 +217,7 @@ fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
         .is_some_and(|family| matches!(&family.architecture, Architecture::Transformer(t) if t.causal && t.tied));
     // A tied head is a module of its own with no tensor in the file.
     if tied && checkpoint.find("lm_head.weight").is_none() {
-        modules.push(Module { name: "lm_head".to_owned(), class: Class::Linear, int8: false });
+        modules.push(Module { name: "lm_head".to_owned(), class: Class::Linear, form: None });
     }
-    dialect::int8_config(&modules)
+    dialect::quantization_config(&modules)
 }

@@ -1,6 +1,7 @@
 //! Reads `config.json` field by field and accounts for each: honoured, known to be without effect on inference, or unknown.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -308,12 +309,32 @@ impl<'a> Fields<'a> {
                     original_context: self.positive("original_max_position_embeddings")?,
                 }
             }
-            other => return Err(self.unsupported("rope_type", "default, linear, llama3", other)),
+            "longrope" => RopeScaling::Each(self.factors(base.dims)?),
+            other => return Err(self.unsupported("rope_type", "default, linear, llama3, longrope", other)),
         };
-        let mut rope = Rope { theta, dims: base.dims, scaling };
         let fraction = self.maybe_number("partial_rotary_factor")?;
+        let mut rope = Rope { theta, dims: base.dims, scaling };
         self.partial(fraction, head_dim, &mut rope)?;
         Ok(rope)
+    }
+
+    /// The factors of `longrope` where they are the same for short and for long texts and attention keeps its scale, which is
+    /// how a factor for each wavelength is said in this dialect.
+    fn factors(&mut self, dims: usize) -> Result<Arc<[f32]>, Error> {
+        let short = self.maybe_array("short_factor")?.unwrap_or_default();
+        if self.maybe_array("long_factor")?.unwrap_or_default() != short {
+            return Err(self.unsupported("long_factor", "the same numbers as short_factor", "others"));
+        }
+        let scale = self.positive("attention_factor")?;
+        if scale != 1.0 {
+            return Err(self.unsupported("attention_factor", "1", scale.to_string()));
+        }
+        let number = |value: &Value| Some(value.as_f64()? as f32).filter(|x| x.is_finite() && *x > 0.0);
+        let factors: Option<Vec<f32>> = short.iter().map(number).collect();
+        match factors {
+            Some(factors) if factors.len() == dims / 2 => Ok(factors.into()),
+            _ => Err(self.invalid("short_factor", format!("{} numbers above 0", dims / 2), &short.into())),
+        }
     }
 
     fn partial(&self, fraction: Option<f64>, head_dim: usize, rope: &mut Rope) -> Result<(), Error> {

@@ -70,7 +70,9 @@ fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     Ok(Transformer {
         norm: Norm::Rms { eps, offset: 1.0 },
         placement: Placement::Both,
-        position: Position::Rope(windows.iter().map(|window| if window.is_some() { local } else { global }).collect()),
+        position: Position::Rope(
+            windows.iter().map(|window| if window.is_some() { &local } else { &global }.clone()).collect(),
+        ),
         embedding_scale: (t.hidden as f32).sqrt(),
         attention_scale: 1.0 / scale.sqrt(),
         qk_norm: true,
@@ -90,7 +92,7 @@ fn ropes(fields: &mut Fields<'_>, head_dim: usize) -> Result<[Rope; 2], Error> {
     if let Some(mut both) = fields.object("rope_parameters")? {
         for (name, rope) in [("sliding_attention", &mut local), ("full_attention", &mut global)] {
             if let Some(mut one) = both.object(name)? {
-                *rope = one.rope_here(head_dim, *rope)?;
+                *rope = one.rope_here(head_dim, rope.clone())?;
                 both.close(one);
             }
         }

@@ -25,6 +25,7 @@ pub mod roberta;
 pub mod table;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use error::Error;
 pub use guess::guess;
@@ -276,7 +277,7 @@ pub enum Position {
 }
 
 /// A rotary position embedding.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the wavelengths.
     pub theta: f32,
@@ -287,7 +288,7 @@ pub struct Rope {
 }
 
 /// How wavelengths are stretched.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Not.
     None,
@@ -307,6 +308,8 @@ pub enum RopeScaling {
         /// The context that the model was first trained on.
         original_context: f32,
     },
+    /// Each by a factor of its own (GGUF's `rope_freqs.weight`).
+    Each(Arc<[f32]>),
 }
 
 /// An activation function.

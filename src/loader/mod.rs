@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::dialect::llama_cpp;
 use crate::family::table::{self, Expected};
-use crate::family::{self, Family, Part, Role, RowOrder, Slot};
+use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
 
 pub use chat::ChatTemplate;
 pub(crate) use companions::read_json;
@@ -97,24 +97,41 @@ impl Checkpoint {
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
-            let tied = !self.weights.iter().any(|weight| weight.name == "output.weight");
-            match llama_cpp::config(&gguf, tied) {
+            let factors = self.rope_factors()?;
+            let names = self.weights.iter().map(|weight| weight.name.as_str()).collect();
+            match llama_cpp::config(&gguf, &names, factors.as_deref()) {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
                 Err(why) => self.no_family = Some(why),
             }
         }
         self.find_family()?;
         if let (Some(_), Some(family)) = (self.gguf(), &self.family) {
-            let names = llama_cpp::names(family);
+            let known = llama_cpp::tensors(family);
             for weight in &mut self.weights {
-                if let Some(&(name, order)) = names.get(weight.name.as_str()) {
-                    name.clone_into(&mut weight.name);
-                    weight.order = order;
+                // Stacked experts have no name in the other dialect, and keep theirs.
+                if let Some([Expected { names, gguf: Some(place), .. }]) =
+                    known.get(weight.name.as_str()).map(Vec::as_slice)
+                    && !place.stacked
+                {
+                    names[0].clone_into(&mut weight.name);
+                    weight.order = place.rows;
+                    weight.shift = place.value_shift;
                 }
             }
         }
         self.by_name = self.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i)).collect();
         self.assign_slots()
+    }
+
+    /// The factors by which a GGUF file stretches each wavelength, if it does.
+    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+        let Some(at) = self.weights.iter().position(|weight| weight.name == "rope_freqs.weight") else {
+            return Ok(None);
+        };
+        let view = self.view(&[Piece::whole(at, &self.weights[at])], Fetch::Bands)?;
+        let mut factors = vec![0f32; self.weights[at].elements() as usize];
+        view.try_read(0, &mut factors, &mut Scratch::default())?;
+        Ok(Some(factors))
     }
 
     fn find_family(&mut self) -> Result<()> {
@@ -155,10 +172,18 @@ impl Checkpoint {
     /// Finds the family's tensors, and gives each weight its role and each slot its pieces.
     fn assign_slots(&mut self) -> Result<()> {
         let Some(family) = &self.family else { return Ok(()) };
+        let is_gguf = self.format() == Format::Gguf;
+        let experts = match &family.architecture {
+            Architecture::Transformer(t) => t.experts.map_or(0, |experts| experts.count),
+            Architecture::Chain(_) => 0,
+        };
         let mut problems = Vec::new();
         let mut missing = Vec::new();
         for expected in family.tensors() {
-            let Some(&at) = expected.names.iter().find_map(|name| self.by_name.get(name)) else {
+            // llama.cpp stacks the experts that others hold one by one.
+            let stack = expected.gguf.as_ref().filter(|place| is_gguf && place.stacked);
+            let names = stack.map_or(expected.names.as_slice(), |place| std::slice::from_ref(&place.name));
+            let Some(&at) = names.iter().find_map(|name| self.by_name.get(name)) else {
                 if expected.required {
                     missing.push(expected);
                 }
@@ -166,16 +191,25 @@ impl Checkpoint {
             };
             let weight = &mut self.weights[at];
             let shape: Vec<usize> = weight.shape.iter().map(|&d| d as usize).collect();
-            if shape != expected.shape {
-                problems.push(format!("tensor `{}` is {shape:?}, expected {:?}", weight.name, expected.shape));
+            let transposed = expected.transposed && !is_gguf;
+            let mut wanted = expected.shape.clone();
+            if transposed != expected.transposed {
+                wanted.reverse();
+            }
+            let rows = wanted.first().map_or(0, |&rows| rows as u64);
+            if stack.is_some() {
+                wanted.insert(0, experts);
+            }
+            if shape != wanted {
+                problems.push(format!("tensor `{}` is {shape:?}, expected {wanted:?}", weight.name));
                 continue;
             }
-            weight.role = expected.role;
-            weight.transposed = expected.transposed;
+            weight.role = if stack.is_some() { Role::Experts } else { expected.role };
+            weight.transposed = transposed;
+            let first = expected.expert.filter(|_| stack.is_some()).map_or(0, |expert| expert as u64 * rows);
             for piece in &expected.pieces {
-                let rows = piece.rows.start as u64..piece.rows.end as u64;
-                let here =
-                    Piece { weight: at, rows, order: RowOrder::Same, transpose: expected.transposed, shift: 0.0 };
+                let rows = first + piece.rows.start as u64..first + piece.rows.end as u64;
+                let here = Piece { weight: at, rows, order: RowOrder::Same, transpose: transposed, shift: 0.0 };
                 self.slots
                     .entry((piece.slot, expected.layer, piece.expert, expected.part))
                     .or_insert_with(|| vec![here]);

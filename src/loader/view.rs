@@ -21,7 +21,7 @@ pub struct Piece {
     pub order: RowOrder,
     /// Whether the stored matrix is the transpose of the logical one (gpt2, ONNX).
     pub transpose: bool,
-    /// Added to every value (llama.cpp stores gemma's norms plus one).
+    /// What they are seen with added to them, where a dialect adds something (see [`Weight::shift`]).
     pub shift: f32,
 }
 
@@ -33,7 +33,7 @@ impl Piece {
 
     /// Whether the piece is the stored weight from first to last, unchanged, so that its bytes can be copied.
     pub fn is_identity(&self, stored: &Weight) -> bool {
-        self.rows == (0..stored.rows) && self.order == stored.order && !self.transpose && self.shift == 0.0
+        self.rows == (0..stored.rows) && self.order == stored.order && !self.transpose && self.shift == stored.shift
     }
 }
 
@@ -74,6 +74,8 @@ impl Bytes {
 struct OpenPiece {
     piece: Piece,
     stored_order: RowOrder,
+    /// Added to every stored value.
+    shift: f32,
     stored_rows: u64,
     stored_cols: u64,
     encoding: Encoding,
@@ -207,6 +209,7 @@ impl OpenPiece {
         let mut open = Self {
             piece: piece.clone(),
             stored_order: weight.order,
+            shift: piece.shift - weight.shift,
             stored_rows: weight.rows,
             stored_cols: weight.cols,
             encoding: weight.encoding,
@@ -227,7 +230,7 @@ impl OpenPiece {
         self.stored_order == self.piece.order
             && (self.piece.order == RowOrder::Same || self.piece.rows == (0..self.stored_rows))
             && !self.piece.transpose
-            && self.piece.shift == 0.0
+            && self.shift == 0.0
     }
 
     /// Reads rows `first ..` of the piece.
@@ -246,9 +249,8 @@ impl OpenPiece {
                 self.unpack(stored..stored + 1, row, scratch)?;
             }
         }
-        if self.piece.shift != 0.0 {
-            let shift = self.piece.shift;
-            out.iter_mut().for_each(|x| *x = T::from_f32(x.to_f32() + shift));
+        if self.shift != 0.0 {
+            out.iter_mut().for_each(|x| *x = T::from_f32(x.to_f32() + self.shift));
         }
         Ok(())
     }

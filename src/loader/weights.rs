@@ -38,6 +38,8 @@ pub struct Weight {
     pub order: RowOrder,
     /// Whether it is stored `[in, out]` (gpt2).
     pub transposed: bool,
+    /// What was added to its numbers (llama.cpp stores gemma's norms plus one).
+    pub shift: f32,
 }
 
 impl Weight {
@@ -55,6 +57,7 @@ impl Weight {
             tensors: vec![tensor],
             order: RowOrder::Same,
             transposed: false,
+            shift: 0.0,
         }
     }
 

@@ -351,7 +351,7 @@ fn step(
     let Tensor { name, canonical, role, shape, rows, cols, pieces, file } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
-    let in_out = stored.transposed && !pieces[0].transpose;
+    let in_out = stored.transposed != pieces[0].transpose;
     let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, in_out, checkpoint);
     if decision.note.as_deref() == Some(IN_OUT) {
         notes.push(format!("{canonical}: {IN_OUT}"));

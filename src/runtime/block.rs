@@ -63,7 +63,7 @@ impl Group<'_> {
 impl Block {
     /// The rotation of the block's heads at these positions.
     pub fn rotation(&self, positions: Range<usize>) -> Option<Rotation> {
-        self.attention.rope.map(|rope| Rotation::new(&rope, positions))
+        self.attention.rope.as_ref().map(|rope| Rotation::new(rope, positions))
     }
 
     /// Applies the block to the hidden states of a group `[rows, hidden]`. With caches, one for each sequence, sequences go on

@@ -164,7 +164,7 @@ impl Model {
         let t = &self.shape;
         let window = *t.windows.get(layer).ok_or(Error::Layer { layer })?;
         let rope = match &t.position {
-            Position::Rope(ropes) => Some(*ropes.get(layer).ok_or(Error::Layer { layer })?),
+            Position::Rope(ropes) => Some(ropes.get(layer).cloned().ok_or(Error::Layer { layer })?),
             Position::Learned { .. } => None,
         };
         let (queries, keys) = (t.heads * t.head_dim, t.kv_heads * t.head_dim);

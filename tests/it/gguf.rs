@@ -1,8 +1,11 @@
 //! One step outside safetensors: Q8_0 in GGUF, against what llama-quantize wrote.
 
 use formats::{Access, Limits, TensorBytes};
+use modelpress::job::Job;
+use modelpress::runtime::{self, forward};
 
 use crate::args;
+use crate::golden::{difference_of, models, open};
 use crate::support::{compress, fixture, shared};
 
 #[test]
@@ -143,4 +146,33 @@ fn smaller_types_are_checked_and_a_search_is_no_worse() {
     assert!(plain.1 > 0.001 && plain.1 < 0.1, "{plain:?}");
     let run = compress(args![fixture("kjv-nano"), "--int8", "--search", "-o", out.path().join("x")]);
     run.exits(2).says(&["--search", "q4_k_m"]);
+}
+
+/// What llama.cpp's converter made of each family, with no config beside it. gemma3's file does not say which layers see all
+/// (llama.cpp: every sixth), and this one's second does, so that only its first position, which does not turn, is the same;
+/// and the converter rounded its norms plus one to f16.
+#[test]
+fn what_llama_cpp_converted_computes_the_same() {
+    let Some(folder) = shared("golden-wide") else {
+        println!("skipped: ../shared/golden-wide is not there");
+        return;
+    };
+    for folder in models(&folder).into_iter().filter(|folder| folder.join("reference.gguf").exists()) {
+        let out = tempfile::tempdir().unwrap();
+        let alone = out.path().join("alone.gguf");
+        std::fs::copy(folder.join("reference.gguf"), &alone).unwrap();
+        let (gguf, original) = (open(&alone), open(&folder));
+        let most = if folder.ends_with("gemma3") { 1 } else { usize::MAX };
+        // The record's frequencies are rounded to f16, but for gpt2, which has none (see the tests of the originals).
+        let exact = if folder.ends_with("gpt2") { usize::MAX } else { 1 };
+        let (record, same) = if folder.ends_with("gemma3") { (1e-2, 1e-2) } else { (1e-4, 1e-5) };
+        let (hidden, logits) = difference_of(&gguf, &folder, exact);
+        assert!(hidden <= record && logits <= record, "{}: {hidden:e} {logits:e}", folder.display());
+        let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 2048).take(most).collect();
+        let run = |model| forward(&runtime::load(model).unwrap(), &tokens, &Job::new(2)).unwrap().logits;
+        let pairs = run(&gguf).into_iter().zip(run(&original));
+        let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        println!("{}: logits within {worst:.1e} of the original's", folder.display());
+        assert!(worst <= same, "{}: {worst:e}", folder.display());
+    }
 }

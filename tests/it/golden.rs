@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::args;
 use crate::support::{compress, copy_folder, fixture, shared, tensors, write_safetensors};
 
-fn open(folder: &Path) -> Arc<Checkpoint> {
+pub fn open(folder: &Path) -> Arc<Checkpoint> {
     Arc::new(Checkpoint::open(folder, &Options::default()).unwrap())
 }
 
@@ -65,8 +65,13 @@ impl Record {
 
 /// The largest difference of what the model in a folder computes of the first `most` tokens from the folder's own record of
 /// it: of hidden states, and of logits.
-fn difference(folder: &Path, most: usize) -> (f32, f32) {
-    let model = runtime::load(&open(folder)).unwrap();
+pub fn difference(folder: &Path, most: usize) -> (f32, f32) {
+    difference_of(&open(folder), folder, most)
+}
+
+/// As [`difference`], of another form of the model.
+pub fn difference_of(model: &Arc<Checkpoint>, folder: &Path, most: usize) -> (f32, f32) {
+    let model = runtime::load(model).unwrap();
     let (record, job) = (Record::open(folder), Job::new(2));
     let (mut hidden, mut logits) = (0.0f32, 0.0f32);
     for (text, tokens) in record.texts().iter().enumerate() {
@@ -86,7 +91,7 @@ fn difference(folder: &Path, most: usize) -> (f32, f32) {
 }
 
 /// The folders of a folder that hold a reference model.
-fn models(folder: &Path) -> Vec<PathBuf> {
+pub fn models(folder: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap_or_else(|e| panic!("no reference models at {}: {e}", folder.display()))
         .map(|entry| entry.unwrap().path())

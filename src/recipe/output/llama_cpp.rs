@@ -65,7 +65,7 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
             ));
         }
         let mut shape = weight.shape.clone();
-        if expected.transposed {
+        if weight.transposed {
             shape.reverse();
         }
         let (rows, cols) = matrix(expected.role, &shape);
@@ -73,7 +73,7 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
             weight: at,
             rows: 0..rows,
             order: place.rows,
-            transpose: expected.transposed,
+            transpose: weight.transposed,
             shift: place.value_shift,
         };
         tensors.tensors.push(Tensor {

@@ -22,15 +22,16 @@ pub fn frequencies(rope: &Rope) -> Vec<f32> {
     (0..pairs)
         .map(|i| {
             let plain = f64::from(rope.theta).powf(-(2.0 * i as f64) / rope.dims as f64);
-            let scaled = match rope.scaling {
+            let scaled = match &rope.scaling {
                 RopeScaling::None => plain,
-                RopeScaling::Linear { factor } => plain / f64::from(factor),
+                RopeScaling::Linear { factor } => plain / f64::from(*factor),
+                RopeScaling::Each(factors) => plain / f64::from(factors[i]),
                 RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                    let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                    let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
                     // How often the pair turns within the original context decides; between the bounds, a blend.
-                    let turns = f64::from(original_context) * plain / TAU;
+                    let turns = f64::from(*original_context) * plain / TAU;
                     let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    (1.0 - share) * plain / f64::from(factor) + share * plain
+                    (1.0 - share) * plain / f64::from(*factor) + share * plain
                 }
             };
             scaled as f32

@@ -1,0 +1,197 @@
+//! From llama.cpp's keys back to a Hugging Face config.
+
+use std::collections::HashSet;
+
+use formats::gguf::{Array, Metadata, Value as Meta};
+use serde_json::{Value, json};
+
+/// The key under which our own files carry the original `config.json`, so that it returns exactly.
+pub const CONFIG_KEY: &str = "modelpress.config";
+
+/// llama.cpp's architectures that are read.
+const SUPPORTED: &str = "llama, qwen2, qwen3, qwen3moe, gemma3, phi3, gpt2, bert";
+
+/// The Hugging Face config of a GGUF file: the original one where the file carries it, else rebuilt from its keys. `tensors`
+/// are the file's tensors, some of which say what no key does; `rope_factors` the numbers of `rope_freqs.weight`.
+///
+/// # Errors
+/// In words, why there is none.
+pub fn config(gguf: &Metadata, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>) -> Result<Value, String> {
+    if let Some(text) = gguf.get_str(CONFIG_KEY)
+        && let Ok(config) = serde_json::from_str(text)
+    {
+        return Ok(config);
+    }
+    let arch = gguf.get_str("general.architecture").ok_or("the file names no general.architecture")?;
+    let keys = Keys { gguf, arch };
+    let mut config = match arch {
+        "gpt2" => gpt2(&keys)?,
+        "bert" => bert(&keys)?,
+        _ => rotary(&keys, tensors, rope_factors)?,
+    };
+    config["tie_word_embeddings"] = (!tensors.contains("output.weight")).into();
+    config["vocab_size"] = keys.vocab()?.into();
+    for (key, field) in
+        [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")]
+    {
+        if let Some(id) = gguf.get_u64(&format!("tokenizer.ggml.{key}")) {
+            config[field] = id.into();
+        }
+    }
+    Ok(config)
+}
+
+/// The keys of one architecture.
+struct Keys<'a> {
+    gguf: &'a Metadata,
+    arch: &'a str,
+}
+
+impl Keys<'_> {
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.arch)
+    }
+
+    fn maybe_count(&self, key: &str) -> Option<u64> {
+        self.gguf.get_u64(&self.full(key))
+    }
+
+    fn count(&self, key: &str) -> Result<u64, String> {
+        self.maybe_count(key).ok_or_else(|| format!("the metadata lack `{}`", self.full(key)))
+    }
+
+    fn number_or(&self, key: &str, default: f32) -> f32 {
+        self.gguf.get_f32(&self.full(key)).unwrap_or(default)
+    }
+
+    fn vocab(&self) -> Result<u64, String> {
+        let tokens = || match self.gguf.get("tokenizer.ggml.tokens") {
+            Some(Meta::Array(Array::String(tokens))) => Some(tokens.len() as u64),
+            _ => None,
+        };
+        self.maybe_count("vocab_size").or_else(tokens).ok_or_else(|| "the metadata name no vocabulary size".to_owned())
+    }
+}
+
+fn gpt2(keys: &Keys<'_>) -> Result<Value, String> {
+    Ok(json!({
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": keys.count("embedding_length")?,
+        "n_layer": keys.count("block_count")?,
+        "n_head": keys.count("attention.head_count")?,
+        "n_inner": keys.count("feed_forward_length")?,
+        "n_positions": keys.count("context_length")?,
+        "layer_norm_epsilon": keys.number_or("attention.layer_norm_epsilon", 1e-5),
+        "activation_function": "gelu_new",
+    }))
+}
+
+fn bert(keys: &Keys<'_>) -> Result<Value, String> {
+    Ok(json!({
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "hidden_size": keys.count("embedding_length")?,
+        "num_hidden_layers": keys.count("block_count")?,
+        "num_attention_heads": keys.count("attention.head_count")?,
+        "intermediate_size": keys.count("feed_forward_length")?,
+        "max_position_embeddings": keys.count("context_length")?,
+        "type_vocab_size": keys.gguf.get_u64("tokenizer.ggml.token_type_count").unwrap_or(2),
+        "layer_norm_eps": keys.number_or("attention.layer_norm_epsilon", 1e-12),
+        "hidden_act": "gelu",
+    }))
+}
+
+/// Llama and its descendants.
+fn rotary(keys: &Keys<'_>, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>) -> Result<Value, String> {
+    let experts = keys.maybe_count("expert_count").filter(|count| *count > 0);
+    let (model_type, class) = match (keys.arch, experts) {
+        ("llama", None) => ("llama", "LlamaForCausalLM"),
+        ("llama", Some(_)) => ("mixtral", "MixtralForCausalLM"),
+        ("qwen2", _) => ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", _) => ("qwen3", "Qwen3ForCausalLM"),
+        ("qwen3moe", _) => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+        ("gemma3", _) => ("gemma3_text", "Gemma3ForCausalLM"),
+        ("phi3", _) => ("phi3", "Phi3ForCausalLM"),
+        (arch, _) => return Err(format!("architecture `{arch}` cannot be read from GGUF yet; supported: {SUPPORTED}")),
+    };
+    let (hidden, heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
+    let head_dim = keys.maybe_count("attention.key_length").unwrap_or(hidden / heads.max(1));
+    let mut config = json!({
+        "model_type": model_type,
+        "architectures": [class],
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.count("block_count")?,
+        "intermediate_size": keys.count("feed_forward_length")?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.maybe_count("attention.head_count_kv").unwrap_or(heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.count("context_length")?,
+        "rms_norm_eps": keys.number_or("attention.layer_norm_rms_epsilon", 1e-5),
+        "rope_theta": keys.number_or("rope.freq_base", 10_000.0),
+    });
+    if let Some(scaling) = rope_scaling(keys, tensors, rope_factors)? {
+        config["rope_scaling"] = scaling;
+    }
+    if let Some(dims) = keys.maybe_count("rope.dimension_count").filter(|dims| *dims != head_dim) {
+        config["partial_rotary_factor"] = (dims as f64 / head_dim as f64).into();
+    }
+    match model_type {
+        "mixtral" => {
+            config["num_local_experts"] = experts.into();
+            config["num_experts_per_tok"] = keys.count("expert_used_count")?.into();
+            config["sliding_window"] = Value::Null;
+        }
+        "qwen3_moe" => {
+            config["num_experts"] = keys.count("expert_count")?.into();
+            config["num_experts_per_tok"] = keys.count("expert_used_count")?.into();
+            config["moe_intermediate_size"] = keys.count("expert_feed_forward_length")?.into();
+            // llama.cpp knows no other way for this architecture.
+            config["norm_topk_prob"] = true.into();
+        }
+        "gemma3_text" => {
+            config["hidden_activation"] = "gelu_pytorch_tanh".into();
+            config["rope_local_base_freq"] = keys.number_or("rope.freq_base_swa", 10_000.0).into();
+            // Which layers see all, llama.cpp takes from the architecture, not from the file.
+            config["sliding_window_pattern"] = 6.into();
+            config["sliding_window"] = keys.maybe_count("attention.sliding_window").into();
+            // So does it this: only the model of 62 layers does not scale by its heads' width.
+            let layers = keys.count("block_count")?;
+            config["query_pre_attn_scalar"] = if layers == 62 { hidden / heads.max(1) } else { head_dim }.into();
+        }
+        "phi3" => {
+            let window = keys.maybe_count("attention.sliding_window").filter(|window| *window > 0);
+            config["sliding_window"] = window.into();
+        }
+        _ => {}
+    }
+    Ok(config)
+}
+
+/// How wavelengths are stretched, if they are. Factors for each are `longrope`'s, the same for short and long texts.
+fn rope_scaling(
+    keys: &Keys<'_>,
+    tensors: &HashSet<&str>,
+    rope_factors: Option<&[f32]>,
+) -> Result<Option<Value>, String> {
+    if tensors.contains("rope_factors_long.weight") {
+        return Err("its rotation has other factors for long texts than for short ones (longrope)".to_owned());
+    }
+    if let Some(factors) = rope_factors {
+        return Ok(Some(json!({
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+        })));
+    }
+    match keys.gguf.get_str(&keys.full("rope.scaling.type")) {
+        None | Some("none") => Ok(None),
+        Some("linear") => {
+            Ok(Some(json!({"rope_type": "linear", "factor": keys.number_or("rope.scaling.factor", 1.0)})))
+        }
+        Some(other) => {
+            Err(format!("its rotation is scaled as `{other}`; supported: linear, factors of each wavelength"))
+        }
+    }
+}

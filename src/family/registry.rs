@@ -167,10 +167,10 @@ mod tests {
             "use_cache": true, "vocab_size": 262144}));
         assert_eq!(fate.unknown, [""; 0]);
         let Position::Rope(ropes) = &t.position else { panic!("rotations") };
-        for layer in 0..12 {
+        for (layer, rope) in ropes.iter().enumerate() {
             let global = layer % 6 == 5;
             assert_eq!(t.windows[layer], (!global).then_some(512), "{layer}");
-            assert_eq!(ropes[layer].theta, if global { 1e6 } else { 1e4 }, "{layer}");
+            assert_eq!(rope.theta, if global { 1e6 } else { 1e4 }, "{layer}");
         }
         assert!(t.tied && t.attention_scale == 1.0 / 16.0);
 

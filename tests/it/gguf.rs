@@ -6,7 +6,7 @@ use modelpress::runtime::{self, forward};
 
 use crate::args;
 use crate::golden::{difference_of, models, open};
-use crate::support::{compress, fixture, shared};
+use crate::support::{compress, fixture, shared, tensors};
 
 #[test]
 fn q8_0_is_what_llama_quantize_writes() {
@@ -106,5 +106,25 @@ fn what_llama_cpp_converted_computes_the_same() {
         let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
         println!("{}: logits within {worst:.1e} of the original's", folder.display());
         assert!(worst <= same, "{}: {worst:e}", folder.display());
+    }
+}
+
+/// Experts one by one again, matrices by their inputs again, rows in their own order again: every byte of the original.
+#[test]
+fn what_llama_cpp_converted_returns_to_safetensors() {
+    let Some(folder) = shared("golden-wide") else {
+        println!("skipped: ../shared/golden-wide is not there");
+        return;
+    };
+    for family in ["gpt2", "llama3-rope", "mistral", "mixtral", "qwen3", "qwen3-moe"] {
+        let out = tempfile::tempdir().unwrap();
+        let target = out.path().join("back.safetensors");
+        let reference = folder.join(family).join("reference.gguf");
+        compress(args![&reference, "--scheme", "f16", "-q", "--no-check", "-o", &target]).exits(0);
+        let (found, expected) = (tensors(&target), tensors(&folder.join(family).join("model.safetensors")));
+        assert!(found.keys().eq(expected.keys()), "{family}: {:?} {:?}", found.keys(), expected.keys());
+        for (name, tensor) in &expected {
+            assert!(found[name] == *tensor, "{family}: {name}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use modelpress::runtime::{self, forward};
 
 use crate::args;
 use crate::golden::{difference_of, models, open};
-use crate::support::{compress, fixture, shared};
+use crate::support::{compress, fixture, shared, tensors};
 
 #[test]
 fn q8_0_is_what_llama_quantize_writes() {
@@ -81,7 +81,7 @@ fn a_scheme_needs_its_container() {
 }
 
 /// The tensors of a GGUF file: name, dtype, shape, bytes.
-fn tensors(path: &std::path::Path) -> std::collections::BTreeMap<String, (formats::Dtype, Vec<u64>, Vec<u8>)> {
+fn blocks(path: &std::path::Path) -> std::collections::BTreeMap<String, (formats::Dtype, Vec<u64>, Vec<u8>)> {
     let source = formats::open(path, Access::Mapped, &Limits::default()).unwrap();
     let all = source.tensors().iter().enumerate();
     all.map(|(i, t)| (t.name.clone(), (t.dtype, t.shape.clone(), TensorBytes::load(&source, i).unwrap().to_vec())))
@@ -111,7 +111,7 @@ fn every_scheme_is_llama_quantizes_file_with_its_mixture_and_its_importance() {
             args.extend(args!["--imatrix", golden.join("nano.imatrix.gguf")]);
         }
         compress(args).exits(0);
-        assert!(tensors(&ours) == tensors(&expected), "{name}");
+        assert!(blocks(&ours) == blocks(&expected), "{name}");
         compared += 1;
     }
     assert!(compared >= 26, "{compared}");
@@ -174,5 +174,68 @@ fn what_llama_cpp_converted_computes_the_same() {
         let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
         println!("{}: logits within {worst:.1e} of the original's", folder.display());
         assert!(worst <= same, "{}: {worst:e}", folder.display());
+    }
+}
+
+/// Experts one by one again, matrices by their inputs again, rows in their own order again: every byte of the original.
+#[test]
+fn what_llama_cpp_converted_returns_to_safetensors() {
+    let Some(folder) = shared("golden-wide") else {
+        println!("skipped: ../shared/golden-wide is not there");
+        return;
+    };
+    for family in ["gpt2", "llama3-rope", "mistral", "mixtral", "qwen3", "qwen3-moe"] {
+        let out = tempfile::tempdir().unwrap();
+        let target = out.path().join("back.safetensors");
+        let reference = folder.join(family).join("reference.gguf");
+        compress(args![&reference, "--scheme", "f16", "-q", "--no-check", "-o", &target]).exits(0);
+        let (found, expected) = (tensors(&target), tensors(&folder.join(family).join("model.safetensors")));
+        assert!(found.keys().eq(expected.keys()), "{family}: {:?} {:?}", found.keys(), expected.keys());
+        for (name, tensor) in &expected {
+            assert!(found[name] == *tensor, "{family}: {name}");
+        }
+    }
+}
+
+#[test]
+fn what_we_convert_is_what_llama_cpp_converts() {
+    let Some(folder) = shared("golden-wide") else {
+        println!("skipped: ../shared/golden-wide is not there");
+        return;
+    };
+    let out = tempfile::tempdir().unwrap();
+    for name in ["llama3-rope", "mistral"] {
+        let ours = out.path().join(format!("{name}.gguf"));
+        compress(args![folder.join(name), "--scheme", "f16", "-o", &ours, "-q", "--check-tokens", "200"]).exits(0);
+        let reference = folder.join(name).join("reference.gguf");
+        let (found, expected) = (blocks(&ours), blocks(&reference));
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, expected) in &expected {
+            if tensor == "rope_freqs.weight" {
+                // One of the factors depends on the last bit of the converter's power function.
+                let floats =
+                    |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
+                let pairs = floats(&found[tensor].2).into_iter().zip(floats(&expected.2));
+                assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() <= 2.0 * f32::EPSILON * b), "{name}: {tensor}");
+                continue;
+            }
+            assert!(found[tensor] == *expected, "{name}: {tensor}");
+        }
+        let metadata =
+            |path: &std::path::Path| match formats::open(path, Access::Mapped, &Limits::default()).unwrap().payload() {
+                formats::Payload::Gguf(metadata) => metadata.clone(),
+                other => panic!("{other:?}"),
+            };
+        let ours = metadata(&ours);
+        for (key, value) in &metadata(&reference).entries {
+            // The name of the folder, and what only a person reads.
+            if !["general.name", "general.size_label", "general.quantization_version"].contains(&key.as_str()) {
+                assert_eq!(ours.get(key), Some(value), "{name}: {key}");
+            }
+        }
+    }
+    for name in ["gpt2", "qwen3", "mixtral", "gemma3", "qwen3-moe"] {
+        let run = compress(args![folder.join(name), "--scheme", "f16", "-o", out.path().join("x.gguf"), "-q"]);
+        run.exits(3).says(&["cannot be written as GGUF"]);
     }
 }

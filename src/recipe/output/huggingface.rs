@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::{Tensor, Tensors};
 use crate::dialect::huggingface::{self as dialect, Class, Form, Module};
 use crate::encoding::Encoding;
-use crate::family::{Architecture, Role};
+use crate::family::table::Expected;
+use crate::family::{Architecture, Family, Role};
 use crate::loader::{Checkpoint, INDEX, Piece, SINGLE};
 use crate::recipe::{Error, Plan, Recipe, Result, Step};
 
@@ -26,6 +27,9 @@ const OTHER_FOLDERS: &[&str] = &["onnx", "openvino", "original", "coreml"];
 pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
     let shards = folder && checkpoint.format() == Format::Safetensors;
     let files = if shards { checkpoint.files().names.clone() } else { vec![SINGLE.to_owned()] };
+    if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
+        return Tensors { files, tensors: from_llama_cpp(checkpoint, family), ..Tensors::default() };
+    }
     let tensors = checkpoint.weights().iter().enumerate().map(|(i, weight)| Tensor {
         name: weight.name.clone(),
         canonical: weight.name.clone(),
@@ -37,6 +41,36 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
         file: if shards { weight.tensors[0].source } else { 0 },
     });
     Tensors { files, tensors: tensors.collect(), ..Tensors::default() }
+}
+
+/// The tensors of a GGUF file as this dialect holds them: experts one by one, and gpt2's matrices by their inputs. What the
+/// family does not know is left out; the config says what llama.cpp has tensors for (`rope_freqs`).
+fn from_llama_cpp(checkpoint: &Checkpoint, family: &Family) -> Vec<Tensor> {
+    let tensor = |expected: &Expected| {
+        let stack = expected.gguf.as_ref().filter(|place| place.stacked);
+        let at = checkpoint.find(stack.map_or(expected.name(), |place| &place.name))?;
+        let weight = &checkpoint.weights()[at];
+        let mut piece = Piece::whole(at, weight);
+        let (mut rows, mut cols) = (weight.rows, weight.cols);
+        if expected.transposed {
+            (rows, cols) = (cols, rows);
+            (piece.rows, piece.transpose) = (0..rows, true);
+        } else if let (Some(_), Some(expert)) = (stack, expected.expert) {
+            rows = expected.shape[0] as u64;
+            piece.rows = expert as u64 * rows..(expert as u64 + 1) * rows;
+        }
+        Some(Tensor {
+            name: expected.name().to_owned(),
+            canonical: expected.name().to_owned(),
+            role: expected.role,
+            shape: expected.shape.iter().map(|&d| d as u64).collect(),
+            rows,
+            cols,
+            pieces: vec![piece],
+            file: 0,
+        })
+    };
+    family.tensors().iter().filter_map(tensor).collect()
 }
 
 /// The string metadata of a written file: what the input's said, the tool's version, the recipe, and how it is quantized.

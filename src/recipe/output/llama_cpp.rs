@@ -39,7 +39,21 @@ fn family(checkpoint: &Checkpoint) -> Result<(&Family, &Transformer, &'static st
 /// # Errors
 /// A family that llama.cpp does not have, or that is not known.
 pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
-    let (family, transformer, _) = family(checkpoint)?;
+    let (family, transformer, arch) = family(checkpoint)?;
+    if arch != "llama" {
+        return Err(refuse(
+            checkpoint,
+            format!("a {} cannot be written as GGUF yet", family.name),
+            "Supported: llama, mistral. Write safetensors instead: -o NAME.safetensors",
+        ));
+    }
+    if family.tensors().iter().any(|expected| expected.gguf.as_ref().is_some_and(|place| place.stacked)) {
+        return Err(refuse(
+            checkpoint,
+            "llama.cpp stacks the experts of a layer in one tensor",
+            "Mixtures of experts cannot be written as GGUF yet; write safetensors",
+        ));
+    }
     let mut tensors = Tensors { files: vec![String::new()], ..Tensors::default() };
     let mut used = vec![false; checkpoint.weights().len()];
     for expected in family.tensors() {
@@ -57,13 +71,6 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
             tensors.notes.push(format!("{}: llama.cpp has no place for it; left out", weight.name));
             continue;
         };
-        if place.stacked {
-            return Err(refuse(
-                checkpoint,
-                "its experts must be stacked",
-                "Mixtures of experts cannot be written as GGUF yet",
-            ));
-        }
         let mut shape = weight.shape.clone();
         if weight.transposed {
             shape.reverse();

@@ -163,7 +163,7 @@ fn what_llama_cpp_converted_computes_the_same() {
         std::fs::copy(folder.join("reference.gguf"), &alone).unwrap();
         let (gguf, original) = (open(&alone), open(&folder));
         let most = if folder.ends_with("gemma3") { 1 } else { usize::MAX };
-        // The record's frequencies are rounded to f16, but for gpt2, which has none (see the tests of the originals).
+        // The record's frequencies seem to be rounded to f16, but for gpt2, which has none (see the tests of the originals).
         let exact = if folder.ends_with("gpt2") { usize::MAX } else { 1 };
         let (record, same) = if folder.ends_with("gemma3") { (1e-2, 1e-2) } else { (1e-4, 1e-5) };
         let (hidden, logits) = difference_of(&gguf, &folder, exact);

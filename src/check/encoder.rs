@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::statistics::{cosine, spearman};
-use super::{Error, NotCompared, Options, Result, text, tokenizer, transformer};
+use super::{NotCompared, Options, Result, context, text, tokenizer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Pooling};
 use crate::runtime::{self, embed};
@@ -26,11 +26,7 @@ pub fn compare(
         Err(why) => return Ok(Err(why)),
     };
     let text = text::load(options.text.as_deref())?;
-    let longest = transformer(original)?.max_positions;
-    let context = options.context.unwrap_or(longest.min(512));
-    if context > longest {
-        return Err(Error::Usage(format!("--context {context} is more than the model's {longest} positions")));
-    }
+    let context = context(original, options)?;
     let mut windows = Vec::new();
     let mut tokens = 0;
     for line in text::lines(&text.content) {

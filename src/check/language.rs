@@ -6,13 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::statistics::{log_sum_exp, mean_and_error, quantile};
-use super::{Error, NotCompared, Options, Result, text, tokenizer, transformer};
+use super::{NotCompared, Options, Result, context, text, tokenizer};
 use crate::job::Job;
 use crate::loader::Checkpoint;
 use crate::runtime::{self, Unobserved, walk};
-
-/// Longest window where no flag says otherwise, if the model takes as much.
-const CONTEXT: usize = 512;
 
 /// Runs both models over the same text and compares their predictions.
 ///
@@ -30,14 +27,7 @@ pub fn compare(
         Err(why) => return Ok(Err(why)),
     };
     let text = text::load(options.text.as_deref())?;
-    let shape = transformer(original)?;
-    let context = options.context.unwrap_or(CONTEXT.min(shape.max_positions));
-    if context > shape.max_positions {
-        return Err(Error::Usage(format!(
-            "--context {context} is more than the model's {} positions",
-            shape.max_positions
-        )));
-    }
+    let context = context(original, options)?;
     let tokens =
         tokenizer.encode(&text.content).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
     let windows = windows(&tokens, tokenizer.bos(), context, options.tokens);

@@ -162,6 +162,19 @@ fn tokenizer(original: &Checkpoint) -> Result<Result<Tokenizer, NotCompared>> {
     Ok(original.tokenizer()?.ok_or_else(|| "there is no tokenizer.json beside the weights".to_owned()))
 }
 
+/// Longest window where no flag says otherwise, if the model takes as much.
+const CONTEXT: usize = 512;
+
+/// The longest window, special tokens included.
+fn context(original: &Checkpoint, options: &Options) -> Result<usize> {
+    let longest = transformer(original)?.max_positions;
+    let context = options.context.unwrap_or(CONTEXT.min(longest));
+    if context > longest {
+        return Err(Error::Usage(format!("--context {context} is more than the model's {longest} positions")));
+    }
+    Ok(context)
+}
+
 fn transformer(original: &Checkpoint) -> Result<&Transformer> {
     match original.family().map(|family| &family.architecture) {
         Some(Architecture::Transformer(shape)) => Ok(shape),

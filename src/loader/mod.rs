@@ -99,13 +99,13 @@ impl Checkpoint {
         if let Some(gguf) = self.gguf() {
             let factors = self.rope_factors()?;
             let names = self.weights.iter().map(|weight| weight.name.as_str()).collect();
-            match llama_cpp::config(&gguf, &names, factors.as_deref()) {
+            match llama_cpp::config(gguf, &names, factors.as_deref()) {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
                 Err(why) => self.no_family = Some(why),
             }
         }
         self.find_family()?;
-        if let (Some(_), Some(family)) = (self.gguf(), &self.family) {
+        if let (Format::Gguf, Some(family)) = (self.format(), &self.family) {
             let known = llama_cpp::tensors(family);
             for weight in &mut self.weights {
                 // Stacked experts have no name in the other dialect, and keep theirs.
@@ -241,9 +241,9 @@ impl Checkpoint {
     }
 
     /// The metadata of a GGUF file.
-    pub fn gguf(&self) -> Option<formats::gguf::Metadata> {
+    pub fn gguf(&self) -> Option<&formats::gguf::Metadata> {
         match self.sources.first()?.payload() {
-            formats::Payload::Gguf(metadata) => Some(metadata.clone()),
+            formats::Payload::Gguf(metadata) => Some(metadata),
             formats::Payload::None => None,
         }
     }
@@ -365,11 +365,6 @@ impl Checkpoint {
     /// Number of values in all floating-point and quantized weights.
     pub fn parameters(&self) -> u64 {
         self.weights.iter().filter(|weight| weight.is_numeric()).map(Weight::elements).sum()
-    }
-
-    /// Roles that occur.
-    pub fn has_role(&self, role: Role) -> bool {
-        self.weights.iter().any(|weight| weight.role == role)
     }
 }
 

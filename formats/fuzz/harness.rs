@@ -1,0 +1,44 @@
+//! What a reader must survive, whatever the bytes are: used by the fuzz targets and by the test `hostile`.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use modelpress_formats::{Access, Error, Kind, Limits, Payload, Source, gguf};
+
+/// Opens bytes as a weight file, mapped and by offset, and looks at all that they say they hold.
+///
+/// # Panics
+/// If a reader panics, if the two ways differ, or if a fault of the file is not called one.
+pub fn open(bytes: &[u8]) {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(bytes).expect("a temporary file");
+    let [mapped, read] =
+        [Access::Mapped, Access::Read].map(|access| modelpress_formats::open(file.path(), access, &Limits::default()));
+    assert_eq!(outcome(&mapped), outcome(&read), "mapped and read by offset are the same");
+    match mapped {
+        Ok(source) => look(&source, bytes),
+        Err(err) => assert_eq!(err.kind(), Kind::Input, "{err}"),
+    }
+}
+
+/// NaN is not equal to itself; its print is.
+fn outcome(result: &Result<Arc<Source>, Error>) -> String {
+    match result {
+        Ok(source) => format!("{:?} {:?} {:?}", source.tensors(), source.metadata(), source.payload()),
+        Err(err) => err.to_string(),
+    }
+}
+
+fn look(source: &Source, bytes: &[u8]) {
+    for (i, tensor) in source.tensors().iter().enumerate() {
+        let place = source.place(i);
+        let found = source.bytes(i).expect("mapped");
+        assert_eq!(found, &bytes[place.start as usize..place.end as usize], "{}", tensor.name);
+        assert_eq!(tensor.bytes(), Some(found.len() as u64), "{}", tensor.name);
+    }
+    // What was read can be laid out again, or is refused.
+    if let Payload::Gguf(metadata) = source.payload() {
+        let _ = gguf::layout(Path::new("again"), source.tensors(), metadata);
+    }
+}

@@ -112,6 +112,11 @@ impl Model {
         &self.shape
     }
 
+    /// The model's shape, to be changed before it runs: what it shall do with the weights that it has.
+    pub fn shape_mut(&mut self) -> &mut Transformer {
+        &mut self.shape
+    }
+
     /// The matrices that take the place of the model's own. They are looked up when the walk comes to their block.
     pub fn overlay_mut(&mut self) -> &mut Overlay {
         &mut self.overlay

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::{Error, Result};
 use crate::job::Job;
-use crate::loader::{Checkpoint, Fetch, Piece, Scratch, View, Weight};
+use crate::encoding::Rows;
+use crate::loader::{Checkpoint, Fetch, Piece, Scratch, SlotKey, View, Weight};
 
 /// How far a weight is from the original's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -97,7 +98,20 @@ struct Pair<'a> {
     other: &'a Weight,
     original: View,
     written: View,
+    rows: u64,
+    cols: u64,
     band_rows: u64,
+}
+
+/// The pieces of a weight that serve slots, and those of another checkpoint that serve the same: experts apart and stacked,
+/// matrices by their inputs and by their outputs are then the same numbers. `None` where the other lacks one.
+fn by_slots(written: &Checkpoint, serves: &[(SlotKey, Piece)]) -> Option<(Vec<Piece>, Vec<Piece>)> {
+    let mut pieces = (Vec::new(), Vec::new());
+    for ((slot, layer, expert, part), piece) in serves {
+        pieces.0.push(piece.clone());
+        pieces.1.extend_from_slice(written.slot(*slot, *layer, *expert, *part)?);
+    }
+    (!serves.is_empty()).then_some(pieces)
 }
 
 /// Compares every weight that is numbers.
@@ -107,32 +121,36 @@ struct Pair<'a> {
 pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result<Table> {
     let mut missing = Vec::new();
     let mut pairs = Vec::new();
+    let serves = original.serves();
     for (i, weight) in original.weights().iter().enumerate().filter(|(_, weight)| weight.is_numeric()) {
-        let Some(j) = written.find(&weight.name) else {
-            missing.push(weight.name.clone());
-            continue;
-        };
-        let other = &written.weights()[j];
-        if (weight.rows, weight.cols) != (other.rows, other.cols) {
+        let of = |j: usize| &written.weights()[j];
+        let named = written.find(&weight.name).filter(|&j| of(j).is_numeric());
+        let same = |j: &usize| (of(*j).rows, of(*j).cols, of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
+        let (ours, theirs) = if let Some(j) = named.filter(same) {
+            (vec![Piece::whole(i, weight)], vec![Piece::whole(j, of(j))])
+        } else if let Some(pieces) = by_slots(written, &serves[i]) {
+            pieces
+        } else if let Some(j) = named {
             return Err(Error::Shape {
                 file: written.path().to_owned(),
                 tensor: weight.name.clone(),
-                found: other.shape.clone(),
+                found: of(j).shape.clone(),
                 expected: weight.shape.clone(),
                 original: original.path().to_owned(),
             });
-        }
-        if !other.is_numeric() {
+        } else {
+            missing.push(weight.name.clone());
+            continue;
+        };
+        let other = of(theirs[0].weight);
+        let (original, written) = (original.view(&ours, Fetch::Bands)?, written.view(&theirs, Fetch::Bands)?);
+        let (rows, cols) = (original.rows() as u64, original.cols() as u64);
+        if (written.rows() as u64, written.cols() as u64) != (rows, cols) {
             missing.push(weight.name.clone());
             continue;
         }
-        pairs.push(Pair {
-            weight,
-            other,
-            original: original.view(&[Piece::whole(i, weight)], Fetch::Bands)?,
-            written: written.view(&[Piece::whole(j, other)], Fetch::Bands)?,
-            band_rows: (BAND / weight.cols.max(1)).clamp(1, weight.rows.max(1)),
-        });
+        let band_rows = (BAND / cols.max(1)).clamp(1, rows.max(1));
+        pairs.push(Pair { weight, other, original, written, rows, cols, band_rows });
     }
     if pairs.is_empty() && !missing.is_empty() {
         return Err(Error::Nothing { written: written.path().to_owned(), original: original.path().to_owned() });
@@ -140,21 +158,21 @@ pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result
     let tasks: Vec<(usize, u64)> = pairs
         .iter()
         .enumerate()
-        .flat_map(|(p, pair)| (0..pair.weight.rows).step_by(pair.band_rows as usize).map(move |row| (p, row)))
+        .flat_map(|(p, pair)| (0..pair.rows).step_by(pair.band_rows as usize).map(move |row| (p, row)))
         .collect();
     job.progress.begin("check weights", pairs.iter().map(|pair| pair.weight.elements()).sum());
     let sums = job.pool.try_map(tasks.len(), |i| {
         job.cancel.check()?;
         let (p, first) = tasks[i];
         let pair = &pairs[p];
-        let rows = pair.band_rows.min(pair.weight.rows - first);
-        let mut numbers = vec![0f32; 2 * (rows * pair.weight.cols) as usize];
-        let (a, b) = numbers.split_at_mut((rows * pair.weight.cols) as usize);
+        let rows = pair.band_rows.min(pair.rows - first);
+        let mut numbers = vec![0f32; 2 * (rows * pair.cols) as usize];
+        let (a, b) = numbers.split_at_mut((rows * pair.cols) as usize);
         let mut scratch = Scratch::default();
         pair.original.try_read(first as usize, a, &mut scratch)?;
         pair.written.try_read(first as usize, b, &mut scratch)?;
         [&pair.original, &pair.written].into_iter().for_each(|view| view.release(first..first + rows));
-        job.progress.advance(rows * pair.weight.cols);
+        job.progress.advance(rows * pair.cols);
         Ok::<_, Error>(Sums::of(a, b))
     });
     job.progress.end();

@@ -42,6 +42,21 @@ pub enum Pooling {
     LastToken,
 }
 
+impl Pooling {
+    /// llama.cpp's numbers (`llama_pooling_type`).
+    const LLAMA_CPP: [(Self, u32); 3] = [(Self::Mean, 1), (Self::Cls, 2), (Self::LastToken, 3)];
+
+    /// llama.cpp's number, if it pools so.
+    pub fn llama_cpp(self) -> Option<u32> {
+        Self::LLAMA_CPP.iter().find(|(pooling, _)| *pooling == self).map(|(_, number)| *number)
+    }
+
+    /// The pooling of llama.cpp's number.
+    pub fn from_llama_cpp(number: u64) -> Option<Self> {
+        Self::LLAMA_CPP.iter().find(|(_, known)| u64::from(*known) == number).map(|(pooling, _)| *pooling)
+    }
+}
+
 impl Companions {
     /// Reads what a folder has.
     ///

@@ -29,6 +29,9 @@ pub use tokenizer::Tokenizer;
 pub use view::{Fetch, Piece, Scratch, View};
 pub use weights::{TensorRef, Weight, matrix};
 
+/// A place in the model: slot, layer, expert, weight or bias.
+pub type SlotKey = (Slot, usize, Option<usize>, Part);
+
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -52,7 +55,7 @@ pub struct Checkpoint {
     companions: Companions,
     family: Option<Family>,
     no_family: Option<String>,
-    slots: HashMap<(Slot, usize, Option<usize>, Part), Vec<Piece>>,
+    slots: HashMap<SlotKey, Vec<Piece>>,
     foreign: Option<&'static str>,
 }
 
@@ -97,9 +100,13 @@ impl Checkpoint {
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
+            let arch = gguf.get_str("general.architecture").unwrap_or_default();
+            let pooling = gguf.get_u64(&format!("{arch}.pooling_type")).and_then(Pooling::from_llama_cpp);
             let factors = self.rope_factors()?;
             let names = self.weights.iter().map(|weight| weight.name.as_str()).collect();
-            match llama_cpp::config(gguf, &names, factors.as_deref()) {
+            let config = llama_cpp::config(gguf, &names, factors.as_deref());
+            self.companions.pooling = self.companions.pooling.or(pooling);
+            match config {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
                 Err(why) => self.no_family = Some(why),
             }
@@ -314,6 +321,18 @@ impl Checkpoint {
     /// The pieces that serve a slot.
     pub fn slot(&self, slot: Slot, layer: usize, expert: Option<usize>, part: Part) -> Option<&[Piece]> {
         self.slots.get(&(slot, layer, expert, part)).map(Vec::as_slice)
+    }
+
+    /// For each weight, the slots that its rows serve, in the order of the rows.
+    pub fn serves(&self) -> Vec<Vec<(SlotKey, Piece)>> {
+        let mut all = vec![Vec::new(); self.weights.len()];
+        for (key, pieces) in &self.slots {
+            for piece in pieces {
+                all[piece.weight].push((*key, piece.clone()));
+            }
+        }
+        all.iter_mut().for_each(|pieces| pieces.sort_by_key(|(_, piece)| piece.rows.start));
+        all
     }
 
     /// Opens a matrix of pieces stacked row on row.

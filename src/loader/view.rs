@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use formats::{Dtype, Result, Source, TensorBytes};
+use half::f16;
 
 use super::weights::{TensorRef, Weight};
 use crate::encoding::plain::Real;
@@ -250,16 +251,36 @@ impl OpenPiece {
             }
         }
         if self.shift != 0.0 {
-            out.iter_mut().for_each(|x| *x = T::from_f32(x.to_f32() + self.shift));
+            // What a dialect adds to, it adds to in the weight's own numbers, but for bf16, which its converters widen.
+            let narrow = self.piece.shift != 0.0 && self.encoding == Encoding::Plain(Dtype::F16);
+            let round = |x: f32| if narrow { f16::from_f32(x).to_f32() } else { x };
+            out.iter_mut().for_each(|x| *x = T::from_f32(round(x.to_f32() + self.shift)));
         }
         Ok(())
     }
 
-    /// Rows of the transpose are columns of what is stored: bands of stored rows are unpacked and turned.
+    /// Rows of the transpose are columns of what is stored: bands of stored rows are unpacked and turned; of plain numbers,
+    /// only the columns that are asked for.
     fn read_transposed<T: Real>(&self, first: u64, out: &mut [T], cols: usize, scratch: &mut Scratch) -> Result<()> {
         let (first, count) = ((self.piece.rows.start + first) as usize, out.len() / cols);
         let width = self.stored_cols as usize;
         let band = ((1 << 18) / width.max(1)).clamp(1, 256);
+        if let Encoding::Plain(dtype) = self.encoding
+            && dtype.is_float()
+        {
+            let size = dtype.block_bits() as usize / 8;
+            let mut line = vec![T::default(); count];
+            let (layout, bytes) = &self.parts[0];
+            for start in (0..cols).step_by(band) {
+                let rows = start as u64..(start + band).min(cols) as u64;
+                let packed = bytes.get(layout.bytes_of(&rows), &mut scratch.bytes)?;
+                for (k, packed) in packed.chunks_exact(width * size).enumerate() {
+                    T::decode(dtype, &packed[first * size..(first + count) * size], &mut line);
+                    line.iter().enumerate().for_each(|(r, x)| out[r * cols + start + k] = *x);
+                }
+            }
+            return Ok(());
+        }
         let mut numbers = vec![T::default(); band * width];
         for start in (0..cols).step_by(band) {
             let n = band.min(cols - start);

@@ -190,15 +190,24 @@ fn copy_band(
     Ok(Notes::default())
 }
 
+/// Names the number at this index of a step's matrix as the input has it: which of its tensors, and where in that.
 fn non_finite(checkpoint: &Checkpoint, step: &Step, index: u64) -> Error {
-    let at = checkpoint.weights()[step.pieces[0].weight].tensors[0];
     let cols = step.cols.max(1);
-    Error::NonFinite {
-        file: checkpoint.sources()[at.source].path().to_owned(),
-        tensor: step.name.clone(),
-        row: index / cols,
-        column: index % cols,
+    let (mut row, column) = (index / cols, index % cols);
+    let mut place = (&step.pieces[0], row, column);
+    for piece in &step.pieces {
+        let rows = piece.rows.end - piece.rows.start;
+        if row < rows {
+            let stored = piece.rows.start + piece.order.canonical(row as usize, rows as usize) as u64;
+            place = if piece.transpose { (piece, column, stored) } else { (piece, stored, column) };
+            break;
+        }
+        row -= rows;
     }
+    let (piece, row, column) = place;
+    let weight = &checkpoint.weights()[piece.weight];
+    let source = &checkpoint.sources()[weight.tensors[0].source];
+    Error::NonFinite { file: source.path().to_owned(), tensor: weight.name.clone(), row, column }
 }
 
 /// A dtype that cannot hold a weight's largest values would write infinity.

@@ -284,18 +284,28 @@ impl Plan {
     }
 }
 
-/// The float in which a tensor stays that is not quantized: its own, but llama.cpp computes with norms and biases in f32 and
-/// refuses them in anything else, and has no use for f64.
-fn kept(format: Format, input: Dtype, rank: usize) -> Dtype {
-    let widened = input.is_float() && (rank < 2 || input == Dtype::F64);
-    if format == Format::Gguf && widened { Dtype::F32 } else { input }
+/// The float in which a tensor stays that is not quantized: its own, but llama.cpp has no use for f64.
+fn kept(format: Format, input: Dtype, only: Option<Dtype>) -> Dtype {
+    match only {
+        Some(only) if input.is_float() => only,
+        _ if format == Format::Gguf && input == Dtype::F64 => Dtype::F32,
+        _ => input,
+    }
 }
 
+/// The dtype of a tensor's numbers: that of its pieces, or one that holds all of theirs.
 fn input_dtype(checkpoint: &Checkpoint, tensor: &Tensor) -> Dtype {
-    match checkpoint.weights()[tensor.pieces[0].weight].encoding {
+    let dtype = |piece: &Piece| match checkpoint.weights()[piece.weight].encoding {
         Encoding::Plain(dtype) => dtype,
         _ => Dtype::F32,
-    }
+    };
+    let mut dtypes = tensor.pieces.iter().map(dtype);
+    let first = dtypes.next().unwrap_or(Dtype::F32);
+    dtypes.fold(first, |all, next| match (all, next) {
+        (all, next) if all == next => all,
+        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
+        _ => Dtype::F32,
+    })
 }
 
 /// For each of llama-quantize's file types that the recipe names, the type of each tensor.
@@ -311,7 +321,7 @@ fn choices(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[Tensor]) -> Hash
         experts: t.experts.map_or(0, |experts| experts.count as u64),
     };
     let meta = |tensor: &Tensor| {
-        let dtype = kept(Format::Gguf, input_dtype(checkpoint, tensor), tensor.shape.len());
+        let dtype = kept(Format::Gguf, input_dtype(checkpoint, tensor), tensor.only);
         TensorMeta::new(tensor.name.clone(), dtype, tensor.shape.clone())
     };
     let metas: Vec<TensorMeta> = tensors.iter().map(meta).collect();
@@ -348,7 +358,7 @@ fn step(
 ) -> Result<Step> {
     let importance = importance(recipe, &tensor)?;
     let input = input_dtype(checkpoint, &tensor);
-    let Tensor { name, canonical, role, shape, rows, cols, pieces, file } = tensor;
+    let Tensor { name, canonical, role, shape, rows, cols, pieces, only, file } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
     let in_out = stored.transposed != pieces[0].transpose;
@@ -358,16 +368,15 @@ fn step(
     }
     let identity = pieces.len() == 1 && pieces[0].is_identity(stored);
     let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
-    let kept = kept(format, input, shape.len());
-    let narrow = shape.len() >= 2 || format != Format::Gguf;
+    let kept = kept(format, input, only);
     let choice = match wanted {
         Some(Scheme::Ggml(file_type)) => choose(file_type),
         _ => None,
     };
     let group = group_for(recipe, cols);
     let mut treatment = match (wanted, choice.map(|choice| choice.dtype)) {
-        (Some(Scheme::F16), _) if narrow => unscaled(Dtype::F16),
-        (Some(Scheme::BF16), _) if narrow => unscaled(Dtype::BF16),
+        (Some(Scheme::F16), _) if only.is_none() => unscaled(Dtype::F16),
+        (Some(Scheme::BF16), _) if only.is_none() => unscaled(Dtype::BF16),
         (Some(Scheme::Int8), _) => Treatment::Int8,
         (Some(Scheme::W4A16), _) => Treatment::Packed { bits: 4, group },
         (Some(Scheme::W8A16), _) => Treatment::Packed { bits: 8, group },

@@ -197,6 +197,14 @@ fn what_llama_cpp_converted_returns_to_safetensors() {
     }
 }
 
+/// The metadata of a GGUF file.
+fn metadata(path: &std::path::Path) -> formats::gguf::Metadata {
+    match formats::open(path, Access::Mapped, &Limits::default()).unwrap().payload() {
+        formats::Payload::Gguf(metadata) => metadata.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn what_we_convert_is_what_llama_cpp_converts() {
     let Some(folder) = shared("golden-wide") else {
@@ -204,38 +212,21 @@ fn what_we_convert_is_what_llama_cpp_converts() {
         return;
     };
     let out = tempfile::tempdir().unwrap();
-    for name in ["llama3-rope", "mistral"] {
+    for name in ["gemma3", "gpt2", "llama3-rope", "mistral", "mixtral", "qwen3", "qwen3-moe"] {
         let ours = out.path().join(format!("{name}.gguf"));
         compress(args![folder.join(name), "--scheme", "f16", "-o", &ours, "-q", "--check-tokens", "200"]).exits(0);
         let reference = folder.join(name).join("reference.gguf");
         let (found, expected) = (blocks(&ours), blocks(&reference));
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, expected) in &expected {
-            if tensor == "rope_freqs.weight" {
-                // One of the factors depends on the last bit of the converter's power function.
-                let floats =
-                    |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
-                let pairs = floats(&found[tensor].2).into_iter().zip(floats(&expected.2));
-                assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() <= 2.0 * f32::EPSILON * b), "{name}: {tensor}");
-                continue;
-            }
             assert!(found[tensor] == *expected, "{name}: {tensor}");
         }
-        let metadata =
-            |path: &std::path::Path| match formats::open(path, Access::Mapped, &Limits::default()).unwrap().payload() {
-                formats::Payload::Gguf(metadata) => metadata.clone(),
-                other => panic!("{other:?}"),
-            };
         let ours = metadata(&ours);
         for (key, value) in &metadata(&reference).entries {
             // The name of the folder, and what only a person reads.
-            if !["general.name", "general.size_label", "general.quantization_version"].contains(&key.as_str()) {
+            if !["general.name", "general.size_label"].contains(&key.as_str()) {
                 assert_eq!(ours.get(key), Some(value), "{name}: {key}");
             }
         }
-    }
-    for name in ["gpt2", "qwen3", "mixtral", "gemma3", "qwen3-moe"] {
-        let run = compress(args![folder.join(name), "--scheme", "f16", "-o", out.path().join("x.gguf"), "-q"]);
-        run.exits(3).says(&["cannot be written as GGUF"]);
     }
 }

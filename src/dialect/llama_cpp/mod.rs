@@ -2,16 +2,22 @@
 //! llama.cpp's loader asks for).
 
 mod config;
+mod differences;
 mod metadata;
+mod rope;
 mod tokenizer;
 
 use std::collections::HashMap;
 
+use formats::Dtype;
+
+use crate::family::Family;
 use crate::family::table::Expected;
-use crate::family::{Family, Position, RopeScaling, Transformer};
 
 pub use config::{CONFIG_KEY, config};
+pub use differences::differences;
 pub use metadata::{architecture, file_type};
+pub use rope::rope_factors;
 pub use tokenizer::tokenizer;
 
 /// What llama.cpp cannot be told, and what to do about it.
@@ -23,30 +29,18 @@ pub struct Unsayable {
     pub next: String,
 }
 
-/// What llama.cpp divides each rotation's frequency by, where that is not the same for all.
-pub fn rope_factors(transformer: &Transformer) -> Option<Vec<f32>> {
-    let Position::Rope(ropes) = &transformer.position else { return None };
-    let rope = ropes.first()?;
-    let (factor, low_freq_factor, high_freq_factor, original_context) = match &rope.scaling {
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            (*factor, *low_freq_factor, *high_freq_factor, *original_context)
-        }
-        RopeScaling::Each(factors) => return Some(factors.to_vec()),
-        RopeScaling::None | RopeScaling::Linear { .. } => return None,
-    };
-    let factors = (0..rope.dims / 2).map(|i| {
-        let frequency = 1.0 / rope.theta.powf(2.0 * i as f32 / rope.dims as f32);
-        let wavelength = 2.0 * std::f32::consts::PI / frequency;
-        if wavelength < original_context / high_freq_factor {
-            1.0
-        } else if wavelength > original_context / low_freq_factor {
-            factor
-        } else {
-            let smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
-    });
-    Some(factors.collect())
+/// In llama.cpp's gemma3 every so many-th layer sees all positions, unless the file says otherwise.
+const EVERY: usize = 6;
+
+/// The number of layers by which llama.cpp knows the gemma3 of 27 B parameters, whose attention is scaled otherwise.
+const LAYERS_OF_27B: usize = 62;
+
+/// The only dtype in which llama.cpp takes a tensor of this name and so many dimensions, if there is one: it computes with
+/// norms, biases, routers and positions in f32.
+pub fn only_dtype(name: &str, rank: usize) -> Option<Dtype> {
+    const ENDS: &[&str] = &["_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight"];
+    let only = rank < 2 || !name.ends_with(".weight") || ENDS.iter().any(|end| name.ends_with(end));
+    only.then_some(Dtype::F32)
 }
 
 /// For each tensor name of llama.cpp's: the family's tensor, or, of stacked experts, the tensor of each.

@@ -38,6 +38,7 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
         rows: weight.rows,
         cols: weight.cols,
         pieces: vec![Piece::whole(i, weight)],
+        only: None,
         file: if shards { weight.tensors[0].source } else { 0 },
     });
     Tensors { files, tensors: tensors.collect(), ..Tensors::default() }
@@ -67,6 +68,7 @@ fn from_llama_cpp(checkpoint: &Checkpoint, family: &Family) -> Vec<Tensor> {
             rows,
             cols,
             pieces: vec![piece],
+            only: None,
             file: 0,
         })
     };

@@ -1,13 +1,16 @@
 //! What a GGUF file for llama.cpp is made of.
 
+use std::collections::HashSet;
+
 use formats::gguf::{Metadata, Value};
 use formats::{Dtype, TensorMeta};
 
 use super::{Tensor, Tensors};
 use crate::dialect::llama_cpp::{self as dialect, Unsayable};
 use crate::encoding::Encoding;
+use crate::family::table::{Expected, Gguf};
 use crate::family::{Architecture, Family, Role, Transformer};
-use crate::loader::{Checkpoint, Piece, Tokenizer, matrix, read_json};
+use crate::loader::{Checkpoint, Piece, Pooling, Tokenizer, matrix, read_json};
 use crate::recipe::{Error, Plan, Recipe, Result};
 
 fn refuse(checkpoint: &Checkpoint, problem: impl Into<String>, next: impl Into<String>) -> Error {
@@ -37,70 +40,76 @@ fn family(checkpoint: &Checkpoint) -> Result<(&Family, &Transformer, &'static st
 /// The tensors of a checkpoint as llama.cpp names and orders them.
 ///
 /// # Errors
-/// A family that llama.cpp does not have, or that is not known.
+/// A family that llama.cpp does not have, or that is not known; a model that llama.cpp would compute otherwise.
 pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
     let (family, transformer, arch) = family(checkpoint)?;
-    if arch != "llama" {
-        return Err(refuse(
-            checkpoint,
-            format!("a {} cannot be written as GGUF yet", family.name),
-            "Supported: llama, mistral. Write safetensors instead: -o NAME.safetensors",
-        ));
-    }
-    if family.tensors().iter().any(|expected| expected.gguf.as_ref().is_some_and(|place| place.stacked)) {
-        return Err(refuse(
-            checkpoint,
-            "llama.cpp stacks the experts of a layer in one tensor",
-            "Mixtures of experts cannot be written as GGUF yet; write safetensors",
-        ));
-    }
-    let mut tensors = Tensors { files: vec![String::new()], ..Tensors::default() };
+    let notes = dialect::differences(family, transformer)
+        .map_err(|Unsayable { problem, next }| refuse(checkpoint, problem, next))?;
+    let mut tensors = Tensors { files: vec![String::new()], notes, ..Tensors::default() };
     let mut used = vec![false; checkpoint.weights().len()];
+    let mut done = HashSet::new();
+    let members = dialect::tensors(family);
     for expected in family.tensors() {
-        let Some(at) = expected.names.iter().find_map(|name| checkpoint.find(name)) else { continue };
-        let weight = &checkpoint.weights()[at];
-        used[at] = true;
-        if expected.role == Role::Experts {
-            return Err(refuse(
-                checkpoint,
-                "its experts are stacked otherwise than llama.cpp stacks them",
-                "Mixtures of experts cannot be written as GGUF yet",
-            ));
+        let Some(place) = &expected.gguf else { continue };
+        if done.insert(&place.name)
+            && let Some(tensor) = tensor(checkpoint, place, &members[place.name.as_str()])
+        {
+            tensor.pieces.iter().for_each(|piece| used[piece.weight] = true);
+            tensors.tensors.push(tensor);
         }
-        let Some(place) = &expected.gguf else {
-            tensors.notes.push(format!("{}: llama.cpp has no place for it; left out", weight.name));
-            continue;
-        };
-        let mut shape = weight.shape.clone();
-        if weight.transposed {
-            shape.reverse();
-        }
-        let (rows, cols) = matrix(expected.role, &shape);
-        let piece = Piece {
-            weight: at,
-            rows: 0..rows,
-            order: place.rows,
-            transpose: weight.transposed,
-            shift: place.value_shift,
-        };
-        tensors.tensors.push(Tensor {
-            name: place.name.clone(),
-            canonical: weight.name.clone(),
-            role: expected.role,
-            shape,
-            rows,
-            cols,
-            pieces: vec![piece],
-            file: 0,
-        });
     }
     let rest = checkpoint.weights().iter().zip(used).filter(|(weight, used)| !used && !family.ignores(&weight.name));
     tensors.notes.extend(rest.map(|(weight, _)| format!("{}: llama.cpp has no place for it; left out", weight.name)));
-    if let Some(factors) = dialect::rope_factors(transformer) {
-        let meta = TensorMeta::new("rope_freqs.weight", Dtype::F32, vec![factors.len() as u64]);
+    if checkpoint.companions().pooling.is_some_and(|pooling| pooling.llama_cpp().is_none()) {
+        tensors.notes.push("llama.cpp cannot pool as this model does; choose another with its option --pooling".into());
+    }
+    for (name, factors) in dialect::rope_factors(arch, transformer) {
+        let meta = TensorMeta::new(name, Dtype::F32, vec![factors.len() as u64]);
         tensors.constants.push((meta, factors.iter().flat_map(|x| x.to_le_bytes()).collect()));
     }
     Ok(tensors)
+}
+
+/// One tensor of llama.cpp's, of whatever pieces the checkpoint has for its slots: experts one by one or stacked, queries,
+/// keys and values in one or apart. `None` if it has none.
+fn tensor(checkpoint: &Checkpoint, place: &Gguf, members: &[&Expected]) -> Option<Tensor> {
+    let first = members[0];
+    let mut pieces: Vec<Piece> = Vec::new();
+    for expected in members {
+        for slot in &expected.pieces {
+            for piece in checkpoint.slot(slot.slot, expected.layer, slot.expert, expected.part)? {
+                match pieces.last_mut() {
+                    // What follows in the same weight is one piece with it.
+                    Some(last) if last.weight == piece.weight && last.rows.end == piece.rows.start => {
+                        last.rows.end = piece.rows.end;
+                    }
+                    _ => pieces.push(Piece { order: place.rows, shift: place.value_shift, ..piece.clone() }),
+                }
+            }
+        }
+    }
+    let mut shape: Vec<u64> = first.shape.iter().map(|&d| d as u64).collect();
+    if first.transposed {
+        shape.reverse();
+    }
+    if place.stacked {
+        shape.insert(0, members.len() as u64);
+    }
+    let role = if place.stacked { Role::Experts } else { first.role };
+    let (rows, cols) = matrix(role, &shape);
+    // A stack of experts has no name in the other dialect.
+    let canonical = if place.stacked { &place.name } else { &checkpoint.weights()[pieces.first()?.weight].name };
+    Some(Tensor {
+        name: place.name.clone(),
+        canonical: canonical.clone(),
+        role,
+        rows,
+        cols,
+        pieces,
+        only: dialect::only_dtype(&place.name, shape.len()),
+        shape,
+        file: 0,
+    })
 }
 
 /// The metadata of a GGUF file.
@@ -113,7 +122,10 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
     all.push("general.architecture", Value::String(arch.into()));
     all.push("general.type", Value::String("model".into()));
     all.push("general.name", Value::String(name(checkpoint)));
-    dialect::architecture(arch, transformer, &mut all);
+    dialect::architecture(arch, transformer, checkpoint.config(), &mut all);
+    if let Some(pooling) = checkpoint.companions().pooling.and_then(Pooling::llama_cpp) {
+        all.push(format!("{arch}.pooling_type"), Value::U32(pooling));
+    }
     let file_types: Vec<u32> =
         recipe.schemes().iter().filter_map(|scheme| Some(scheme.file_type()?.number())).collect();
     let file_type = match file_types.as_slice() {
@@ -121,9 +133,7 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
         _ => dialect::file_type(most(plan)),
     };
     all.push("general.file_type", Value::U32(file_type));
-    if plan.steps.iter().any(|step| matches!(step.encoding, Encoding::Plain(dtype) if dtype.is_block())) {
-        all.push("general.quantization_version", Value::U32(2));
-    }
+    all.push("general.quantization_version", Value::U32(2));
     let Some(path) = &checkpoint.companions().tokenizer else {
         return Err(refuse(
             checkpoint,

@@ -3,7 +3,7 @@
 pub mod huggingface;
 pub mod llama_cpp;
 
-use formats::TensorMeta;
+use formats::{Dtype, TensorMeta};
 
 use crate::family::Role;
 use crate::loader::Piece;
@@ -25,6 +25,8 @@ pub struct Tensor {
     pub cols: u64,
     /// Where its numbers come from, stacked row on row.
     pub pieces: Vec<Piece>,
+    /// The only dtype in which the target's readers take it, whatever a recipe asks for.
+    pub only: Option<Dtype>,
     /// Index of the output file.
     pub file: usize,
 }

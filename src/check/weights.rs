@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{Error, Result};
-use crate::job::Job;
 use crate::encoding::Rows;
+use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Piece, Scratch, SlotKey, View, Weight};
 
 /// How far a weight is from the original's.
@@ -125,7 +125,8 @@ pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result
     for (i, weight) in original.weights().iter().enumerate().filter(|(_, weight)| weight.is_numeric()) {
         let of = |j: usize| &written.weights()[j];
         let named = written.find(&weight.name).filter(|&j| of(j).is_numeric());
-        let same = |j: &usize| (of(*j).rows, of(*j).cols, of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
+        let same =
+            |j: &usize| (of(*j).rows, of(*j).cols, of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
         let (ours, theirs) = if let Some(j) = named.filter(same) {
             (vec![Piece::whole(i, weight)], vec![Piece::whole(j, of(j))])
         } else if let Some(pieces) = by_slots(written, &serves[i]) {

@@ -87,6 +87,8 @@ pub struct Fields<'a> {
     family: &'static str,
     path: String,
     map: &'a Map<String, Value>,
+    /// The object that this one is in.
+    outer: Option<&'a Map<String, Value>>,
     honoured: BTreeSet<String>,
     without_effect: BTreeSet<String>,
     nested: Fate,
@@ -108,7 +110,7 @@ impl<'a> Fields<'a> {
             found: brief(value),
         })?;
         let (honoured, without_effect) = Default::default();
-        Ok(Self { family, path, map, honoured, without_effect, nested: Fate::default() })
+        Ok(Self { family, path, map, outer: None, honoured, without_effect, nested: Fate::default() })
     }
 
     /// The family that is read, for messages.
@@ -259,7 +261,7 @@ impl<'a> Fields<'a> {
     /// A nested object, to be given back to [`Fields::close`].
     pub fn object(&mut self, name: &str) -> Result<Option<Fields<'a>>, Error> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        Self::at(value, self.family, self.full(name)).map(Some)
+        Ok(Some(Self { outer: Some(self.map), ..Self::at(value, self.family, self.full(name))? }))
     }
 
     /// Takes account of a nested object's fields.
@@ -309,7 +311,7 @@ impl<'a> Fields<'a> {
                     original_context: self.positive("original_max_position_embeddings")?,
                 }
             }
-            "longrope" => RopeScaling::Each(self.factors(base.dims)?),
+            "longrope" | "su" => self.longrope(base.dims)?,
             other => return Err(self.unsupported("rope_type", "default, linear, llama3, longrope", other)),
         };
         let fraction = self.maybe_number("partial_rotary_factor")?;
@@ -318,22 +320,41 @@ impl<'a> Fields<'a> {
         Ok(rope)
     }
 
-    /// The factors of `longrope` where they are the same for short and for long texts and attention keeps its scale, which is
-    /// how a factor for each wavelength is said in this dialect.
-    fn factors(&mut self, dims: usize) -> Result<Arc<[f32]>, Error> {
-        let short = self.maybe_array("short_factor")?.unwrap_or_default();
-        if self.maybe_array("long_factor")?.unwrap_or_default() != short {
-            return Err(self.unsupported("long_factor", "the same numbers as short_factor", "others"));
+    /// LongRoPE's factors. Where they are the same for short and for long texts and what is rotated keeps its scale, they say a
+    /// factor for each wavelength in this dialect.
+    fn longrope(&mut self, dims: usize) -> Result<RopeScaling, Error> {
+        let (short, long) = (self.factors("short_factor", dims)?, self.factors("long_factor", dims)?);
+        let stated = self.maybe_number("attention_factor")?;
+        if short == long && stated == Some(1.0) {
+            return Ok(RopeScaling::Each(short));
         }
-        let scale = self.positive("attention_factor")?;
-        if scale != 1.0 {
-            return Err(self.unsupported("attention_factor", "1", scale.to_string()));
+        let outer = |name: &str| self.outer?.get(name)?.as_u64().filter(|n| (1..=LARGEST).contains(n));
+        let outside = outer("original_max_position_embeddings");
+        let longest = outer("max_position_embeddings");
+        let original = self.maybe_count("original_max_position_embeddings")?;
+        let Some(original) = original.or(outside.map(|n| n as usize)) else {
+            return Err(Error::Missing { field: self.full("original_max_position_embeddings"), family: self.family });
+        };
+        let stretch = match longest {
+            Some(longest) => longest as f64 / original as f64,
+            None => self.positive_or("factor", 1.0)?.into(),
+        };
+        let derived = if stretch > 1.0 { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
+        let attention_factor = stated.unwrap_or(derived) as f32;
+        if !(attention_factor.is_finite() && attention_factor > 0.0) {
+            return Err(self.invalid("attention_factor", "a number above 0", &attention_factor.into()));
         }
+        Ok(RopeScaling::Long { short, long, original_context: original, attention_factor })
+    }
+
+    /// A factor for each pair of dimensions that rotates.
+    fn factors(&mut self, name: &str, dims: usize) -> Result<Arc<[f32]>, Error> {
+        let found = self.maybe_array(name)?.unwrap_or_default();
         let number = |value: &Value| Some(value.as_f64()? as f32).filter(|x| x.is_finite() && *x > 0.0);
-        let factors: Option<Vec<f32>> = short.iter().map(number).collect();
+        let factors: Option<Vec<f32>> = found.iter().map(number).collect();
         match factors {
             Some(factors) if factors.len() == dims / 2 => Ok(factors.into()),
-            _ => Err(self.invalid("short_factor", format!("{} numbers above 0", dims / 2), &short.into())),
+            _ => Err(self.invalid(name, format!("{} numbers above 0", dims / 2), &found.into())),
         }
     }
 

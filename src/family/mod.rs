@@ -310,6 +310,18 @@ pub enum RopeScaling {
     },
     /// Each by a factor of its own (GGUF's `rope_freqs.weight`).
     Each(Arc<[f32]>),
+    /// Each by a factor of its own, others for long texts than for short ones, and what is rotated by a factor too (LongRoPE,
+    /// Ding et al., 2024).
+    Long {
+        /// The factors for texts up to the original context.
+        short: Arc<[f32]>,
+        /// The factors for longer ones.
+        long: Arc<[f32]>,
+        /// The context that the model was first trained on.
+        original_context: usize,
+        /// The factor of rotated queries and of rotated keys.
+        attention_factor: f32,
+    },
 }
 
 /// An activation function.

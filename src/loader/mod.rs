@@ -104,7 +104,7 @@ impl Checkpoint {
             let pooling = gguf.get_u64(&format!("{arch}.pooling_type")).and_then(Pooling::from_llama_cpp);
             let factors = self.rope_factors()?;
             let names = self.weights.iter().map(|weight| weight.name.as_str()).collect();
-            let config = llama_cpp::config(gguf, &names, factors.as_deref());
+            let config = llama_cpp::config(gguf, &names, &factors);
             self.companions.pooling = self.companions.pooling.or(pooling);
             match config {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
@@ -130,15 +130,17 @@ impl Checkpoint {
         self.assign_slots()
     }
 
-    /// The factors by which a GGUF file stretches each wavelength, if it does.
-    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let Some(at) = self.weights.iter().position(|weight| weight.name == "rope_freqs.weight") else {
-            return Ok(None);
-        };
-        let view = self.view(&[Piece::whole(at, &self.weights[at])], Fetch::Bands)?;
-        let mut factors = vec![0f32; self.weights[at].elements() as usize];
-        view.try_read(0, &mut factors, &mut Scratch::default())?;
-        Ok(Some(factors))
+    /// The factors by which a GGUF file stretches each wavelength, if it does, by the names of their tensors.
+    fn rope_factors(&self) -> Result<HashMap<&'static str, Vec<f32>>> {
+        let mut all = HashMap::new();
+        for name in llama_cpp::ROPE_FACTORS {
+            let Some(at) = self.weights.iter().position(|weight| weight.name == name) else { continue };
+            let view = self.view(&[Piece::whole(at, &self.weights[at])], Fetch::Bands)?;
+            let mut factors = vec![0f32; self.weights[at].elements() as usize];
+            view.try_read(0, &mut factors, &mut Scratch::default())?;
+            all.insert(name, factors);
+        }
+        Ok(all)
     }
 
     fn find_family(&mut self) -> Result<()> {

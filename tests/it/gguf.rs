@@ -196,37 +196,3 @@ fn what_llama_cpp_converted_returns_to_safetensors() {
         }
     }
 }
-
-/// The metadata of a GGUF file.
-fn metadata(path: &std::path::Path) -> formats::gguf::Metadata {
-    match formats::open(path, Access::Mapped, &Limits::default()).unwrap().payload() {
-        formats::Payload::Gguf(metadata) => metadata.clone(),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn what_we_convert_is_what_llama_cpp_converts() {
-    let Some(folder) = shared("golden-wide") else {
-        println!("skipped: ../shared/golden-wide is not there");
-        return;
-    };
-    let out = tempfile::tempdir().unwrap();
-    for name in ["gemma3", "gpt2", "llama3-rope", "mistral", "mixtral", "qwen3", "qwen3-moe"] {
-        let ours = out.path().join(format!("{name}.gguf"));
-        compress(args![folder.join(name), "--scheme", "f16", "-o", &ours, "-q", "--check-tokens", "200"]).exits(0);
-        let reference = folder.join(name).join("reference.gguf");
-        let (found, expected) = (blocks(&ours), blocks(&reference));
-        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
-        for (tensor, expected) in &expected {
-            assert!(found[tensor] == *expected, "{name}: {tensor}");
-        }
-        let ours = metadata(&ours);
-        for (key, value) in &metadata(&reference).entries {
-            // The name of the folder, and what only a person reads.
-            if !["general.name", "general.size_label"].contains(&key.as_str()) {
-                assert_eq!(ours.get(key), Some(value), "{name}: {key}");
-            }
-        }
-    }
-}

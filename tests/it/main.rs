@@ -8,6 +8,7 @@ mod fixtures;
 mod floors;
 mod gguf;
 mod golden;
+mod llama_cpp;
 mod memory;
 mod minilm;
 mod run;

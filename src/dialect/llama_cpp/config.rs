@@ -1,22 +1,30 @@
 //! From llama.cpp's keys back to a Hugging Face config.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use formats::gguf::{Array, Metadata, Value as Meta};
 use serde_json::{Value, json};
 
+use super::EVERY;
+
 /// The key under which our own files carry the original `config.json`, so that it returns exactly.
 pub const CONFIG_KEY: &str = "modelpress.config";
+
+/// The tensors that stretch wavelengths: for all texts, for long ones, for short ones.
+pub const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// More layers than any model has.
+const MOST_LAYERS: u64 = 1 << 18;
 
 /// llama.cpp's architectures that are read.
 const SUPPORTED: &str = "llama, qwen2, qwen3, qwen3moe, gemma3, phi3, gpt2, bert";
 
 /// The Hugging Face config of a GGUF file: the original one where the file carries it, else rebuilt from its keys. `tensors`
-/// are the file's tensors, some of which say what no key does; `rope_factors` the numbers of `rope_freqs.weight`.
+/// are the file's tensors, some of which say what no key does; `factors` the numbers of those of [`ROPE_FACTORS`] that it has.
 ///
 /// # Errors
 /// In words, why there is none.
-pub fn config(gguf: &Metadata, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>) -> Result<Value, String> {
+pub fn config(gguf: &Metadata, tensors: &HashSet<&str>, factors: &HashMap<&str, Vec<f32>>) -> Result<Value, String> {
     if let Some(text) = gguf.get_str(CONFIG_KEY)
         && let Ok(config) = serde_json::from_str(text)
     {
@@ -27,7 +35,7 @@ pub fn config(gguf: &Metadata, tensors: &HashSet<&str>, rope_factors: Option<&[f
     let mut config = match arch {
         "gpt2" => gpt2(&keys)?,
         "bert" => bert(&keys)?,
-        _ => rotary(&keys, tensors, rope_factors)?,
+        _ => rotary(&keys, factors)?,
     };
     config["tie_word_embeddings"] = (!tensors.contains("output.weight")).into();
     config["vocab_size"] = keys.vocab()?.into();
@@ -103,7 +111,7 @@ fn bert(keys: &Keys<'_>) -> Result<Value, String> {
 }
 
 /// Llama and its descendants.
-fn rotary(keys: &Keys<'_>, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>) -> Result<Value, String> {
+fn rotary(keys: &Keys<'_>, factors: &HashMap<&str, Vec<f32>>) -> Result<Value, String> {
     let experts = keys.maybe_count("expert_count").filter(|count| *count > 0);
     let (model_type, class) = match (keys.arch, experts) {
         ("llama", None) => ("llama", "LlamaForCausalLM"),
@@ -130,7 +138,7 @@ fn rotary(keys: &Keys<'_>, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>
         "rms_norm_eps": keys.number_or("attention.layer_norm_rms_epsilon", 1e-5),
         "rope_theta": keys.number_or("rope.freq_base", 10_000.0),
     });
-    if let Some(scaling) = rope_scaling(keys, tensors, rope_factors)? {
+    if let Some(scaling) = rope_scaling(keys, factors)? {
         config["rope_scaling"] = scaling;
     }
     if let Some(dims) = keys.maybe_count("rope.dimension_count").filter(|dims| *dims != head_dim) {
@@ -152,32 +160,60 @@ fn rotary(keys: &Keys<'_>, tensors: &HashSet<&str>, rope_factors: Option<&[f32]>
         "gemma3_text" => {
             config["hidden_activation"] = "gelu_pytorch_tanh".into();
             config["rope_local_base_freq"] = keys.number_or("rope.freq_base_swa", 10_000.0).into();
-            // Which layers see all, llama.cpp takes from the architecture, not from the file.
-            config["sliding_window_pattern"] = 6.into();
+            let layers = keys.count("block_count")?;
+            let kind = |slides: &bool| if *slides { "sliding_attention" } else { "full_attention" };
+            config["layer_types"] = pattern(keys, layers)?.iter().map(kind).collect();
             config["sliding_window"] = keys.maybe_count("attention.sliding_window").into();
             // So does it this: only the model of 62 layers does not scale by its heads' width.
-            let layers = keys.count("block_count")?;
             config["query_pre_attn_scalar"] = if layers == 62 { hidden / heads.max(1) } else { head_dim }.into();
         }
         "phi3" => {
             let window = keys.maybe_count("attention.sliding_window").filter(|window| *window > 0);
             config["sliding_window"] = window.into();
+            config["original_max_position_embeddings"] =
+                keys.maybe_count("rope.scaling.original_context_length").into();
         }
         _ => {}
     }
     Ok(config)
 }
 
-/// How wavelengths are stretched, if they are. Factors for each are `longrope`'s, the same for short and long texts.
-fn rope_scaling(
-    keys: &Keys<'_>,
-    tensors: &HashSet<&str>,
-    rope_factors: Option<&[f32]>,
-) -> Result<Option<Value>, String> {
-    if tensors.contains("rope_factors_long.weight") {
-        return Err("its rotation has other factors for long texts than for short ones (longrope)".to_owned());
+/// Which layers see only a window: a list, or every so many-th that sees all. What the file does not say, llama.cpp takes from
+/// the architecture.
+fn pattern(keys: &Keys<'_>, layers: u64) -> Result<Vec<bool>, String> {
+    let key = keys.full("attention.sliding_window_pattern");
+    let list: Vec<bool> = match keys.gguf.get(&key) {
+        Some(Meta::Array(Array::Bool(list))) => list.clone(),
+        Some(Meta::Array(Array::U32(list))) => list.iter().map(|n| *n != 0).collect(),
+        Some(Meta::Array(Array::I32(list))) => list.iter().map(|n| *n != 0).collect(),
+        Some(Meta::Array(_)) => return Err(format!("`{key}` is no list of truth values")),
+        _ => {
+            let every = keys.gguf.get_u64(&key).unwrap_or(EVERY as u64);
+            if layers > MOST_LAYERS {
+                return Err(format!("`{}` is {layers}", keys.full("block_count")));
+            }
+            return Ok((0..layers).map(|layer| every == 0 || (layer + 1) % every != 0).collect());
+        }
+    };
+    if list.len() as u64 != layers {
+        return Err(format!("`{key}` lists {} layers, and the model has {layers}", list.len()));
     }
-    if let Some(factors) = rope_factors {
+    Ok(list)
+}
+
+/// How wavelengths are stretched, if they are. Factors for each are `longrope`'s: for short and long texts, or for both.
+fn rope_scaling(keys: &Keys<'_>, factors: &HashMap<&str, Vec<f32>>) -> Result<Option<Value>, String> {
+    let [all, long, short] = ROPE_FACTORS.map(|name| factors.get(name));
+    if let (Some(long), Some(short)) = (long, short) {
+        return Ok(Some(json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": keys.count("rope.scaling.original_context_length")?,
+            "attention_factor": keys.number_or("rope.scaling.attn_factor", 1.0),
+        })));
+    }
+    if let Some(factors) = all {
         return Ok(Some(json!({
             "rope_type": "longrope",
             "short_factor": factors,

@@ -9,9 +9,8 @@ use crate::family::{Activation, Family, Position, RopeScaling, Transformer};
 /// Something that it would compute otherwise for every text.
 pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsayable> {
     let arch = family.gguf.unwrap_or_default();
-    let refuse = |problem: String| {
-        Err(Unsayable { problem, next: "Write safetensors instead: -o NAME.safetensors".to_owned() })
-    };
+    let refuse =
+        |problem: String| Err(Unsayable { problem, next: "Write safetensors instead: -o NAME.safetensors".to_owned() });
     let activations: &[Activation] = match arch {
         // Its gelu is the approximation by tanh, whichever the model was trained with.
         "gemma3" | "gpt2" | "bert" => &[Activation::GeluTanh, Activation::Gelu],
@@ -23,13 +22,19 @@ pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsa
     let width = if arch == "gemma3" && t.layers == LAYERS_OF_27B { t.hidden / t.heads } else { t.head_dim };
     let scale = 1.0 / (width as f32).sqrt();
     if (t.attention_scale - scale).abs() > 1e-6 * scale {
-        return refuse(format!("llama.cpp scales attention in this {arch} by {scale}, and the model by {}", t.attention_scale));
+        return refuse(format!(
+            "llama.cpp scales attention in this {arch} by {scale}, and the model by {}",
+            t.attention_scale
+        ));
     }
     if t.experts.is_some_and(|experts| !experts.normalise) {
         return refuse("llama.cpp always scales the chosen experts' probabilities to sum to one".to_owned());
     }
     if arch == "phi3" && t.heads * t.head_dim != t.hidden {
-        return refuse(format!("llama.cpp has no {arch} whose {} heads of {} are not as wide as the model", t.heads, t.head_dim));
+        return refuse(format!(
+            "llama.cpp has no {arch} whose {} heads of {} are not as wide as the model",
+            t.heads, t.head_dim
+        ));
     }
     match &t.position {
         Position::Learned { offset: 0 } => {}
@@ -44,12 +49,19 @@ pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsa
                     RopeScaling::Linear { .. } => !local,
                     RopeScaling::Llama3 { .. } => arch == "llama",
                     RopeScaling::Each(_) => matches!(arch, "llama" | "phi3"),
+                    RopeScaling::Long { .. } => arch == "phi3",
                 };
                 if !said {
-                    return refuse(format!("llama.cpp cannot stretch the wavelengths of a {arch} so: {:?}", rope.scaling));
+                    return refuse(format!(
+                        "llama.cpp cannot stretch the wavelengths of a {arch} so: {:?}",
+                        rope.scaling
+                    ));
                 }
                 if arch == "llama" && rope.dims != t.head_dim {
-                    return refuse(format!("llama.cpp has no llama that rotates {} of {} dimensions", rope.dims, t.head_dim));
+                    return refuse(format!(
+                        "llama.cpp has no llama that rotates {} of {} dimensions",
+                        rope.dims, t.head_dim
+                    ));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The keys that llama.cpp's loader asks for, as its converter writes them.
 
-use formats::gguf::{Array, Metadata, Value};
 use formats::Dtype;
+use formats::gguf::{Array, Metadata, Value};
 use serde_json::Value as Json;
 
 use super::EVERY;
@@ -38,8 +38,12 @@ pub fn architecture(arch: &str, t: &Transformer, config: Option<&Json>, all: &mu
         // Zero is how the loader knows the models without a window.
         let window = t.windows.iter().flatten().next().copied().unwrap_or(0);
         all.push(key("attention.sliding_window"), count(window));
+        // A LongRoPE has said it above.
         let trained = config.and_then(|config| config.get("original_max_position_embeddings")?.as_u64());
-        all.push(key("rope.scaling.original_context_length"), count(trained.map_or(t.max_positions, |n| n as usize)));
+        let original = key("rope.scaling.original_context_length");
+        if all.get(&original).is_none() {
+            all.push(original, count(trained.map_or(t.max_positions, |n| n as usize)));
+        }
     }
     if !t.causal {
         all.push(key("attention.causal"), Value::Bool(false));
@@ -54,9 +58,16 @@ fn rope(arch: &str, t: &Transformer, ropes: &[Rope], all: &mut Metadata) {
     let Some(global) = of(true).map(|(rope, _)| rope).or(ropes.first()) else { return };
     all.push(key("rope.freq_base"), Value::F32(global.theta));
     all.push(key("rope.dimension_count"), Value::U32(global.dims as u32));
-    if let RopeScaling::Linear { factor } = global.scaling {
-        all.push(key("rope.scaling.type"), Value::String("linear".into()));
-        all.push(key("rope.scaling.factor"), Value::F32(factor));
+    match global.scaling {
+        RopeScaling::Linear { factor } => {
+            all.push(key("rope.scaling.type"), Value::String("linear".into()));
+            all.push(key("rope.scaling.factor"), Value::F32(factor));
+        }
+        RopeScaling::Long { original_context, attention_factor, .. } => {
+            all.push(key("rope.scaling.original_context_length"), Value::U32(original_context as u32));
+            all.push(key("rope.scaling.attn_factor"), Value::F32(attention_factor));
+        }
+        RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Each(_) => {}
     }
     if let ("gemma3", Some((local, Some(window)))) = (arch, of(false)) {
         all.push(key("rope.freq_base_swa"), Value::F32(local.theta));

@@ -14,7 +14,7 @@ use formats::Dtype;
 use crate::family::Family;
 use crate::family::table::Expected;
 
-pub use config::{CONFIG_KEY, config};
+pub use config::{CONFIG_KEY, ROPE_FACTORS, config};
 pub use differences::differences;
 pub use metadata::{architecture, file_type};
 pub use rope::rope_factors;

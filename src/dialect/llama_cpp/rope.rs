@@ -8,10 +8,12 @@ pub fn rope_factors(arch: &str, t: &Transformer) -> Vec<(&'static str, Vec<f32>)
     let Position::Rope(ropes) = &t.position else { return Vec::new() };
     let Some(rope) = ropes.first() else { return Vec::new() };
     match (&rope.scaling, arch) {
-        (RopeScaling::Each(factors), "phi3") => vec![
-            ("rope_factors_long.weight", factors.to_vec()),
-            ("rope_factors_short.weight", factors.to_vec()),
-        ],
+        (RopeScaling::Each(factors), "phi3") => {
+            vec![("rope_factors_long.weight", factors.to_vec()), ("rope_factors_short.weight", factors.to_vec())]
+        }
+        (RopeScaling::Long { short, long, .. }, _) => {
+            vec![("rope_factors_long.weight", long.to_vec()), ("rope_factors_short.weight", short.to_vec())]
+        }
         (RopeScaling::Each(factors), _) => vec![("rope_freqs.weight", factors.to_vec())],
         (RopeScaling::Llama3 { .. }, _) => vec![("rope_freqs.weight", llama3(rope))],
         (RopeScaling::None | RopeScaling::Linear { .. }, _) => Vec::new(),

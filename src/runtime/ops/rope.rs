@@ -16,8 +16,8 @@ pub struct Rotation {
     turns: Vec<(f32, f32)>,
 }
 
-/// The angle per position of each pair.
-pub fn frequencies(rope: &Rope) -> Vec<f32> {
+/// The angle per position of each pair, in texts of so many positions.
+pub fn frequencies(rope: &Rope, length: usize) -> Vec<f32> {
     let pairs = rope.dims / 2;
     (0..pairs)
         .map(|i| {
@@ -26,6 +26,9 @@ pub fn frequencies(rope: &Rope) -> Vec<f32> {
                 RopeScaling::None => plain,
                 RopeScaling::Linear { factor } => plain / f64::from(*factor),
                 RopeScaling::Each(factors) => plain / f64::from(factors[i]),
+                RopeScaling::Long { short, long, original_context, .. } => {
+                    plain / f64::from(if length > *original_context { long[i] } else { short[i] })
+                }
                 RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                     let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
                     // How often the pair turns within the original context decides; between the bounds, a blend.
@@ -40,16 +43,21 @@ pub fn frequencies(rope: &Rope) -> Vec<f32> {
 }
 
 impl Rotation {
-    /// The rotation of these positions.
+    /// The rotation of these positions. Of texts that are run together the longest decides which factors hold, where long
+    /// texts have others.
     pub fn new(rope: &Rope, positions: Range<usize>) -> Self {
-        let frequencies = frequencies(rope);
+        let frequencies = frequencies(rope, positions.end);
+        let factor = match rope.scaling {
+            RopeScaling::Long { attention_factor, .. } => f64::from(attention_factor),
+            _ => 1.0,
+        };
         let first = positions.start;
         let turns = positions
             .flat_map(|position| {
                 frequencies.iter().map(move |frequency| {
                     // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
                     let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                    (cos as f32, sin as f32)
+                    ((cos * factor) as f32, (sin * factor) as f32)
                 })
             })
             .collect();
@@ -116,8 +124,8 @@ mod tests {
     fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 };
-        let plain = frequencies(&Rope { theta: 5e5, dims: 128, scaling: RopeScaling::None });
-        let scaled = frequencies(&Rope { theta: 5e5, dims: 128, scaling });
+        let plain = frequencies(&Rope { theta: 5e5, dims: 128, scaling: RopeScaling::None }, 9000);
+        let scaled = frequencies(&Rope { theta: 5e5, dims: 128, scaling }, 9000);
         let ratio: Vec<f32> = plain.iter().zip(&scaled).map(|(p, s)| p / s).collect();
         assert_eq!(ratio[0], 1.0);
         assert!((ratio[63] - 8.0).abs() < 1e-4);

@@ -11,4 +11,4 @@ pub mod plain;
 mod rows;
 
 pub use layout::{Axis, Encoding, Lines, PartLayout, Unfit};
-pub use rows::{Int8Rows, Rows};
+pub use rows::{Form, Inputs, Rows, Scales, Stored};

@@ -17,6 +17,7 @@ use formats::{Access, Format, Source};
 use serde_json::Value;
 
 use crate::dialect::llama_cpp;
+use crate::encoding::Inputs;
 use crate::family::table::{self, Expected};
 use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
 
@@ -42,6 +43,8 @@ pub struct Options {
     /// The config, tokenizer and pooling of the model that this one was made from. For a single file they come first, since
     /// what lies beside it may belong to another model; for a folder they fill in what it lacks.
     pub companions: Option<Companions>,
+    /// How linear layers take their inputs, whatever the format declares.
+    pub inputs: Option<Inputs>,
 }
 
 /// An opened model.
@@ -57,6 +60,8 @@ pub struct Checkpoint {
     no_family: Option<String>,
     slots: HashMap<SlotKey, Vec<Piece>>,
     foreign: Option<&'static str>,
+    /// How linear layers take their inputs: what the user wants, else what the config says.
+    inputs: Option<Inputs>,
 }
 
 impl Checkpoint {
@@ -89,8 +94,10 @@ impl Checkpoint {
             no_family: None,
             slots: HashMap::new(),
             foreign: None,
+            inputs: options.inputs,
         };
         checkpoint.understand()?;
+        checkpoint.inputs = checkpoint.inputs.or_else(|| checkpoint.declared_inputs());
         Ok(checkpoint)
     }
 
@@ -339,7 +346,7 @@ impl Checkpoint {
 
     /// Opens a matrix of pieces stacked row on row.
     pub fn view(&self, pieces: &[Piece], fetch: Fetch) -> formats::Result<View> {
-        View::open(&self.sources, &self.weights, pieces, fetch, self.int8_activations())
+        View::open(&self.sources, &self.weights, pieces, fetch, self.inputs)
     }
 
     /// Tells the system that the weights of a layer are not needed soon. They come back from the file if they are.
@@ -365,16 +372,17 @@ impl Checkpoint {
         self.foreign.map(str::to_owned).or_else(|| stored.map(|encoding| encoding.name())).or_else(method)
     }
 
-    /// Whether the quantization asks for int8 inputs of linear layers. What `int-quantized` means unless a config says that
-    /// only weights are quantized.
-    fn int8_activations(&self) -> bool {
+    /// How the quantization's config says that linear layers take their inputs, if there is one.
+    fn declared_inputs(&self) -> Option<Inputs> {
         let own =
             self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
         let own: Option<Value> = own.and_then(|text| serde_json::from_str(text).ok());
         let config = own.as_ref().or_else(|| self.config()?.get("quantization_config"));
         let groups = config.and_then(|config| config.get("config_groups")).and_then(Value::as_object);
-        groups.is_none_or(|groups| {
-            groups.values().any(|group| group.get("input_activations").is_some_and(|inputs| !inputs.is_null()))
+        let int8 = |inputs: &Value| inputs.get("type").is_none_or(|kind| kind == "int");
+        groups.map(|groups| {
+            let mut inputs = groups.values().filter_map(|group| group.get("input_activations"));
+            if inputs.any(|inputs| !inputs.is_null() && int8(inputs)) { Inputs::Int8 } else { Inputs::Float }
         })
     }
 

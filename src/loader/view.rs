@@ -8,7 +8,7 @@ use half::f16;
 
 use super::weights::{TensorRef, Weight};
 use crate::encoding::plain::Real;
-use crate::encoding::{Encoding, Int8Rows, PartLayout, Rows};
+use crate::encoding::{Encoding, Form, Inputs, PartLayout, Rows, Scales, Stored};
 use crate::family::RowOrder;
 
 /// Part of a logical matrix: some rows of a stored weight, in Hugging Face's order, seen in another.
@@ -55,6 +55,14 @@ enum Bytes {
 }
 
 impl Bytes {
+    /// Those in memory.
+    fn held(&self, range: &Range<u64>) -> Option<&[u8]> {
+        match self {
+            Self::Held(bytes, offset) => bytes.get((range.start - offset) as usize..(range.end - offset) as usize),
+            Self::Later(..) => None,
+        }
+    }
+
     fn get<'a>(&'a self, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         match self {
             Self::Held(bytes, offset) => Ok(&bytes[(range.start - offset) as usize..(range.end - offset) as usize]),
@@ -81,8 +89,8 @@ struct OpenPiece {
     stored_cols: u64,
     encoding: Encoding,
     parts: Vec<(PartLayout, Bytes)>,
-    /// Scales of [`Encoding::Int8Rows`], widened once.
-    scales: Vec<f32>,
+    /// Where each row of the piece is stored, if not in order.
+    positions: Option<Vec<u32>>,
 }
 
 /// Pieces stacked row on row: a logical matrix that reads itself.
@@ -91,7 +99,8 @@ pub struct View {
     pieces: Vec<OpenPiece>,
     rows: usize,
     cols: usize,
-    int8_activations: bool,
+    /// What the user wants, else what the config says.
+    inputs: Option<Inputs>,
 }
 
 /// Buffers that reading needs; one for each thread, reused.
@@ -108,7 +117,7 @@ impl View {
         weights: &[Weight],
         pieces: &[Piece],
         fetch: Fetch,
-        int8_activations: bool,
+        inputs: Option<Inputs>,
     ) -> Result<Self> {
         let mut open = Vec::with_capacity(pieces.len());
         let (mut rows, mut cols) = (0, 0);
@@ -118,7 +127,7 @@ impl View {
             cols = if piece.transpose { weight.rows } else { weight.cols };
             open.push(OpenPiece::new(sources, weight, piece, fetch)?);
         }
-        Ok(Self { pieces: open, rows: rows as usize, cols: cols as usize, int8_activations })
+        Ok(Self { pieces: open, rows: rows as usize, cols: cols as usize, inputs })
     }
 
     /// Unpacks rows `first .. first + out.len() / cols`, row after row.
@@ -164,21 +173,6 @@ impl View {
             }
         }
     }
-
-    /// The only piece and its bytes, if the view is one run of a stored weight's rows as they are: a whole weight, or the
-    /// rows of a fused one or of a stacked expert.
-    fn run(&self) -> Option<(&OpenPiece, &[u8])> {
-        match self.pieces.as_slice() {
-            [open] if open.is_run() => match &open.parts[0] {
-                (layout, Bytes::Held(bytes, offset)) => {
-                    let range = layout.bytes_of(&open.piece.rows);
-                    Some((open, &bytes[(range.start - offset) as usize..(range.end - offset) as usize]))
-                }
-                _ => None,
-            },
-            _ => None,
-        }
-    }
 }
 
 impl OpenPiece {
@@ -215,15 +209,44 @@ impl OpenPiece {
             stored_cols: weight.cols,
             encoding: weight.encoding,
             parts,
-            scales: Vec::new(),
+            positions: None,
         };
-        if let (Encoding::Int8Rows { scale }, Fetch::Now) = (weight.encoding, fetch) {
-            let mut scales = vec![0f32; weight.rows as usize];
-            let (layout, bytes) = &open.parts[1];
-            f32::decode(scale, bytes.get(layout.bytes_of(&(0..weight.rows)), &mut Vec::new())?, &mut scales);
-            open.scales = scales;
+        if open.piece.order != open.stored_order && !open.piece.transpose && open.stored_rows <= u64::from(u32::MAX) {
+            let rows = (open.piece.rows.end - open.piece.rows.start) as usize;
+            open.positions = Some((0..rows).map(|row| open.position(row, rows) as u32).collect());
         }
         Ok(open)
+    }
+
+    /// The stored row that is row `row` of the piece's `rows`.
+    fn position(&self, row: usize, rows: usize) -> u64 {
+        self.piece.rows.start + self.stored_order.position(self.piece.order.canonical(row, rows), rows) as u64
+    }
+
+    /// The piece as it lies in memory.
+    fn stored(&self, inputs: Option<Inputs>) -> Option<Stored<'_>> {
+        if self.piece.transpose || self.shift != 0.0 || cfg!(target_endian = "big") {
+            return None;
+        }
+        let rows = if self.is_run() { self.piece.rows.clone() } else { 0..self.stored_rows };
+        let order = if self.is_run() { None } else { Some(self.positions.as_deref()?) };
+        let part = |i: usize| self.parts.get(i).and_then(|(layout, bytes)| bytes.held(&layout.bytes_of(&rows)));
+        let scales = |dtype, per_row| part(1).map(|bytes| Scales { dtype, bytes, per_row });
+        let cols = self.stored_cols as usize;
+        let (form, own) = match self.encoding {
+            Encoding::Plain(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16)) => (Form::Plain(dtype), Inputs::Float),
+            Encoding::Plain(dtype) if dtype.is_block() => (Form::Blocks(dtype), Inputs::Int8),
+            Encoding::Int8Rows { scale } => (Form::Int8(scales(scale, 1)?), Inputs::Int8),
+            Encoding::PackedInt { bits, group, scale } => {
+                let group = group as usize;
+                (Form::Packed { bits, group, scales: scales(scale, cols / group)? }, Inputs::Float)
+            }
+            Encoding::Fp8Rows { scale } => (Form::Fp8(scales(scale, 1)?), Inputs::Float),
+            _ => return None,
+        };
+        let bytes = part(0)?;
+        let row_bytes = bytes.len() / (rows.end - rows.start).max(1) as usize;
+        Some(Stored { form, bytes, row_bytes, order, inputs: inputs.unwrap_or(own) })
     }
 
     /// Whether its rows are stored rows that follow one another, unchanged. Another order is one of all rows.
@@ -245,8 +268,7 @@ impl OpenPiece {
         } else {
             let all = (self.piece.rows.end - self.piece.rows.start) as usize;
             for (i, row) in out.chunks_exact_mut(cols).enumerate() {
-                let canonical = self.piece.order.canonical(first as usize + i, all);
-                let stored = self.piece.rows.start + self.stored_order.position(canonical, all) as u64;
+                let stored = self.position(first as usize + i, all);
                 self.unpack(stored..stored + 1, row, scratch)?;
             }
         }
@@ -310,14 +332,7 @@ impl OpenPiece {
                 }
             }
             Encoding::Int8Rows { scale } => {
-                let scales: &[f32] = if self.scales.is_empty() {
-                    let (layout, bytes) = &self.parts[1];
-                    scales.resize((rows.end - rows.start) as usize, 0.0);
-                    f32::decode(scale, bytes.get(layout.bytes_of(&rows), &mut Vec::new())?, scales);
-                    scales
-                } else {
-                    &self.scales[rows.start as usize..rows.end as usize]
-                };
+                let scales = read_scales(&self.parts[1], scale, &rows, scales, 1)?;
                 let cols = self.stored_cols as usize;
                 for ((to, codes), &scale) in out.chunks_exact_mut(cols).zip(packed.chunks_exact(cols)).zip(scales) {
                     for (x, &code) in to.iter_mut().zip(codes) {
@@ -382,21 +397,10 @@ impl Rows for View {
         }
     }
 
-    fn as_f32(&self) -> Option<&[f32]> {
-        match self.run()? {
-            (open, bytes) if open.encoding == Encoding::Plain(Dtype::F32) && cfg!(target_endian = "little") => {
-                bytemuck::try_cast_slice(bytes).ok()
-            }
+    fn stored(&self) -> Option<Stored<'_>> {
+        match self.pieces.as_slice() {
+            [open] => open.stored(self.inputs),
             _ => None,
         }
-    }
-
-    fn as_int8(&self) -> Option<Int8Rows<'_>> {
-        let (open, bytes) = self.run()?;
-        matches!(open.encoding, Encoding::Int8Rows { .. }).then(|| Int8Rows {
-            codes: bytemuck::cast_slice(bytes),
-            scales: &open.scales[open.piece.rows.start as usize..open.piece.rows.end as usize],
-            int8_activations: self.int8_activations,
-        })
     }
 }

@@ -10,7 +10,11 @@ pub struct Activations<'a> {
     rows: usize,
     cols: usize,
     int8: OnceLock<Int8Activations>,
+    by_nibble: OnceLock<Vec<f32>>,
 }
+
+/// Columns of int4 codes in 16 words of 32 bits.
+pub const NIBBLES: usize = 128;
 
 /// Activations in int8, symmetric, with a scale for each token: value ≈ code · scale.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +31,7 @@ impl<'a> Activations<'a> {
     /// `data` is a whole number of rows of `cols` columns; what remains after the last whole row is left out.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
         let rows = data.len().checked_div(cols).unwrap_or(0);
-        Self { data: &data[..rows * cols], rows, cols, int8: OnceLock::new() }
+        Self { data: &data[..rows * cols], rows, cols, int8: OnceLock::new(), by_nibble: OnceLock::new() }
     }
 
     /// Tokens.
@@ -43,6 +47,23 @@ impl<'a> Activations<'a> {
     /// `[rows, cols]`, row-major.
     pub fn f32(&self) -> &'a [f32] {
         self.data
+    }
+
+    /// The f32 form in the order in which int4 codes come out of vectors of 16 words: of each [`NIBBLES`] columns, those of
+    /// the words' first codes, then those of their second ones, and so on. Rows are filled up with zeros.
+    pub fn by_nibble(&self) -> &[f32] {
+        self.by_nibble.get_or_init(|| {
+            let width = self.cols.div_ceil(NIBBLES) * NIBBLES;
+            let mut out = vec![0.0; self.rows * width];
+            for (x, out) in self.data.chunks_exact(self.cols.max(1)).zip(out.chunks_exact_mut(width.max(1))) {
+                for (x, out) in x.chunks(NIBBLES).zip(out.chunks_exact_mut(NIBBLES)) {
+                    for (at, x) in x.iter().enumerate() {
+                        out[at % 8 * 16 + at / 8] = *x;
+                    }
+                }
+            }
+            out
+        })
     }
 
     /// The int8 form, as compressed-tensors' dynamic per-token quantization computes it: scale = max |x| / 127.5 (the f32

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use formats::Dtype;
+
 use super::activations::Activations;
+use super::kernels::float;
 use super::kernels::gemm::{View, times_transposed};
 use super::kernels::int8::{self, MOST_COLUMNS};
 use super::kernels::tiles::{self, Tile};
 use super::scratch::Scratch;
-use crate::encoding::{Int8Rows, Rows};
+use crate::encoding::{Form, Inputs, Rows, Stored};
 use crate::threads::Pool;
 
 /// A matrix that multiplies activations: y = x · Wᵀ. Shapes are checked when it is built, so that multiplying cannot fail.
@@ -28,40 +31,40 @@ pub trait Linear: Send + Sync {
     fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool);
 }
 
-/// A linear layer over these rows: multiplied where they lie if they are f32, as integers if they are int8 and their scheme
-/// quantizes activations too, and unpacked band by band otherwise.
+/// A linear layer over these rows. How they lie in memory and how their format takes its inputs decide how it multiplies.
 pub fn from_rows(rows: Arc<dyn Rows>) -> Arc<dyn Linear> {
-    if plain(&*rows).is_some() {
-        Arc::new(Plain(rows))
-    } else if integers(&*rows).is_some() {
-        Arc::new(Integer(rows))
-    } else {
-        Arc::new(Unpacked(rows))
+    let way = rows.stored().map_or(Way::Unpacked, |stored| Way::of(&stored, rows.rows(), rows.cols()));
+    Arc::new(Matrix { rows, way })
+}
+
+/// A matrix in any encoding.
+struct Matrix {
+    rows: Arc<dyn Rows>,
+    way: Way,
+}
+
+/// How a matrix is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// f32 activations, and weights that are unpacked band by band.
+    Unpacked,
+    /// f32 activations, and rows that are read where they lie if there are few activations.
+    Float,
+    /// int8 activations by token, and int8 rows.
+    Int8,
+}
+
+impl Way {
+    fn of(stored: &Stored<'_>, rows: usize, cols: usize) -> Self {
+        let whole = stored.order.map_or(rows, |order| order.iter().map(|at| *at as usize + 1).max().unwrap_or(0));
+        if stored.bytes.len() < whole * stored.row_bytes || !float::fits(stored, cols) {
+            return Way::Unpacked;
+        }
+        match (stored.form, stored.inputs) {
+            (Form::Int8(_), Inputs::Int8) if stored.order.is_none() && cols <= MOST_COLUMNS => Way::Int8,
+            _ => Way::Float,
+        }
     }
-}
-
-/// f32 where it lies.
-struct Plain(Arc<dyn Rows>);
-
-/// int8 weights and int8 activations.
-struct Integer(Arc<dyn Rows>);
-
-/// Any encoding, unpacked to f32 in bands.
-struct Unpacked(Arc<dyn Rows>);
-
-/// The matrix in f32, if it lies in memory so.
-fn plain(rows: &dyn Rows) -> Option<&[f32]> {
-    rows.as_f32().filter(|data| data.len() == rows.rows() * rows.cols())
-}
-
-/// The codes and scales of a W8A8 matrix whose sums fit in int32.
-fn integers(rows: &dyn Rows) -> Option<Int8Rows<'_>> {
-    rows.as_int8().filter(|int8| {
-        int8.int8_activations
-            && rows.cols() <= MOST_COLUMNS
-            && int8.codes.len() == rows.rows() * rows.cols()
-            && int8.scales.len() == rows.rows()
-    })
 }
 
 /// Tiles of the output: few enough rows and columns that both operands stay in the second cache, enough that packing them
@@ -71,97 +74,99 @@ const TILE: usize = 256;
 /// The most that a band of unpacked rows takes: half of the second cache, in elements.
 const BAND: usize = 1 << 18;
 
-impl Linear for Plain {
+impl Linear for Matrix {
     fn in_features(&self) -> usize {
-        self.0.cols()
+        self.rows.cols()
     }
 
     fn out_features(&self) -> usize {
-        self.0.rows()
+        self.rows.rows()
     }
 
     fn row(&self, i: usize, out: &mut [f32]) {
-        self.0.read(i, out);
+        self.rows.read(i, out);
     }
 
     fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
-        let Some(weights) = plain(&*self.0) else { return unpacked(&*self.0, x, out, scratch, pool) };
-        let (rows, n, k) = shape(&*self.0, x, out);
-        // One row is bound by memory: smaller tiles give every thread some.
-        let tile_cols = if rows == 1 { TILE / 4 } else { TILE };
-        tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE), tile_cols, |mut tile| {
+        let (n, k) = (self.rows.rows(), self.rows.cols());
+        assert!(x.cols() == k && out.len() == x.rows() * n, "x and out fit the matrix");
+        match (self.way, self.rows.stored()) {
+            (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
+            (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch, pool),
+            _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
+        }
+    }
+}
+
+/// Weights' rows that a thread multiplies at a time when there are few activations: so many that handing them out does not
+/// show, so few that all threads end together.
+const FEW_COLS: usize = 32;
+
+fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
+    if x.rows() < float::FEW {
+        let kernel = float::kernel();
+        return tiles::for_each(pool, out, n, &[0, x.rows()], FEW_COLS, |mut tile| {
+            kernel.multiply(stored, x, &mut tile);
+        });
+    }
+    let k = x.cols();
+    let data = match stored.form {
+        Form::Plain(Dtype::F32) if stored.order.is_none() => bytemuck::try_cast_slice::<u8, f32>(stored.bytes).ok(),
+        _ => None,
+    };
+    match data {
+        Some(weights) => tiles::for_each(pool, out, n, &tiles::cuts(x.rows(), TILE), TILE, |mut tile| {
             let band = View::new(&weights[tile.first_col() * k..], tile.cols(), k, k);
             multiply(x, band, &mut tile);
-        });
+        }),
+        None => unpacked(n, x, out, scratch, pool, |first, band| float::unpack(stored, first, k, band)),
     }
 }
 
-impl Linear for Unpacked {
-    fn in_features(&self) -> usize {
-        self.0.cols()
-    }
+fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
+    /// Rows of x in a tile, which stay in the first two caches while the weights pass.
+    const TILE_ROWS: usize = 64;
+    /// Weights' rows in a tile.
+    const TILE_COLS: usize = 64;
 
-    fn out_features(&self) -> usize {
-        self.0.rows()
-    }
-
-    fn row(&self, i: usize, out: &mut [f32]) {
-        self.0.read(i, out);
-    }
-
-    fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
-        unpacked(&*self.0, x, out, scratch, pool);
-    }
-}
-
-impl Linear for Integer {
-    fn in_features(&self) -> usize {
-        self.0.cols()
-    }
-
-    fn out_features(&self) -> usize {
-        self.0.rows()
-    }
-
-    fn row(&self, i: usize, out: &mut [f32]) {
-        self.0.read(i, out);
-    }
-
-    fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
-        /// Rows of x in a tile, which stay in the first two caches while the weights pass.
-        const TILE_ROWS: usize = 64;
-        /// Weights' rows in a tile.
-        const TILE_COLS: usize = 64;
-
-        let Some(weights) = integers(&*self.0) else { return unpacked(&*self.0, x, out, scratch, pool) };
-        let (rows, n, k) = shape(&*self.0, x, out);
-        let int8 = x.int8();
-        let kernel = int8::kernel();
-        tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), TILE_COLS, |mut tile| {
-            let (first_row, rows, first_col, cols) = (tile.first_row(), tile.rows(), tile.first_col(), tile.cols());
-            let codes = &weights.codes[first_col * k..][..cols * k];
-            let scales = &weights.scales[first_col..][..cols];
-            scratch.ints(rows * cols, |sums| {
-                let x_codes = &int8.codes[first_row * k..][..rows * k];
-                kernel.dot(codes, x_codes, &int8.sums[first_row..][..rows], k, sums);
-                for (i, sums) in sums.chunks_exact(cols).enumerate() {
-                    let x_scale = int8.scales[first_row + i];
-                    for ((y, sum), scale) in tile.row(i).iter_mut().zip(sums).zip(scales) {
-                        *y = *sum as f32 * x_scale * scale;
-                    }
+    let Form::Int8(scales) = stored.form else { return };
+    let codes: &[i8] = bytemuck::cast_slice(stored.bytes);
+    let (rows, k) = (x.rows(), x.cols());
+    let n = out.len() / rows.max(1);
+    let int8 = x.int8();
+    let kernel = int8::kernel();
+    tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), TILE_COLS, |mut tile| {
+        let (first_row, rows, first_col, cols) = (tile.first_row(), tile.rows(), tile.first_col(), tile.cols());
+        let mut own = [0.0; TILE_COLS];
+        scales.read(first_col, &mut own[..cols]);
+        scratch.ints(rows * cols, |sums| {
+            let x_codes = &int8.codes[first_row * k..][..rows * k];
+            let codes = &codes[first_col * k..][..cols * k];
+            kernel.dot(codes, x_codes, &int8.sums[first_row..][..rows], k, sums);
+            for (i, sums) in sums.chunks_exact(cols).enumerate() {
+                let x_scale = int8.scales[first_row + i];
+                for ((y, sum), scale) in tile.row(i).iter_mut().zip(sums).zip(own) {
+                    *y = *sum as f32 * x_scale * scale;
                 }
-            });
+            }
         });
-    }
+    });
 }
 
 /// Unpacks a band of rows at a time, once for all of x, and multiplies it.
-fn unpacked(weights: &dyn Rows, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
-    let (rows, n, k) = shape(weights, x, out);
+fn unpacked(
+    n: usize,
+    x: &Activations<'_>,
+    out: &mut [f32],
+    scratch: &Scratch,
+    pool: &Pool,
+    unpack: impl Fn(usize, &mut [f32]) + Send + Sync,
+) {
+    let (rows, k) = (x.rows(), x.cols());
     let band = (BAND / k.max(1)).clamp(1, TILE / 4);
     tiles::for_each(pool, out, n, &[0, rows], band, |mut tile| {
         scratch.floats(tile.cols() * k, |buffer| {
-            weights.read(tile.first_col(), buffer);
+            unpack(tile.first_col(), buffer);
             multiply(x, View::new(buffer, tile.cols(), k, k), &mut tile);
         });
     });
@@ -171,13 +176,6 @@ fn unpacked(weights: &dyn Rows, x: &Activations<'_>, out: &mut [f32], scratch: &
 fn multiply(x: &Activations<'_>, band: View<'_>, tile: &mut Tile<'_>) {
     let x_rows = View::new(&x.f32()[tile.first_row() * x.cols()..], tile.rows(), x.cols(), x.cols());
     times_transposed(x_rows, band, 1.0, tile);
-}
-
-/// Rows of x, rows and columns of the weights.
-fn shape(weights: &dyn Rows, x: &Activations<'_>, out: &[f32]) -> (usize, usize, usize) {
-    let (n, k) = (weights.rows(), weights.cols());
-    assert!(x.cols() == k && out.len() == x.rows() * n, "x and out fit the matrix");
-    (x.rows(), n, k)
 }
 
 #[cfg(test)]

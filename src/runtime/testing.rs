@@ -1,8 +1,11 @@
 //! What tests of this room share.
 
-use crate::encoding::{Int8Rows, Rows};
+use formats::Dtype;
+
+use crate::encoding::{Form, Inputs, Rows, Scales, Stored};
 
 /// Reproducible noise (splitmix64).
+#[derive(Clone)]
 pub struct Noise(u64);
 
 impl Noise {
@@ -94,16 +97,16 @@ impl Rows for Matrix {
         out.copy_from_slice(&self.plain[first * self.cols..][..out.len()]);
     }
 
-    fn as_f32(&self) -> Option<&[f32]> {
-        matches!(self.kind, Encoding::Plain).then_some(&self.plain)
-    }
-
-    fn as_int8(&self) -> Option<Int8Rows<'_>> {
-        match &self.kind {
+    fn stored(&self) -> Option<Stored<'_>> {
+        let (form, bytes, size, inputs): (_, &[u8], _, _) = match &self.kind {
+            Encoding::Plain => (Form::Plain(Dtype::F32), bytemuck::cast_slice(&self.plain), 4, Inputs::Float),
             Encoding::Int8 { codes, scales, activations } => {
-                Some(Int8Rows { codes, scales, int8_activations: *activations })
+                let scales = Scales { dtype: Dtype::F32, bytes: bytemuck::cast_slice(scales), per_row: 1 };
+                let inputs = if *activations { Inputs::Int8 } else { Inputs::Float };
+                (Form::Int8(scales), bytemuck::cast_slice(codes), 1, inputs)
             }
-            _ => None,
-        }
+            Encoding::Packed => return None,
+        };
+        Some(Stored { form, bytes, row_bytes: size * self.cols, order: None, inputs })
     }
 }

@@ -7,6 +7,7 @@
 //! Together with the crate `formats`' memory map, this is the only place with unsafe code; what it exports is safe.
 
 pub mod convert;
+pub mod float;
 pub mod gemm;
 pub mod int8;
 pub mod tiles;

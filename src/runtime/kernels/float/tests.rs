@@ -1,0 +1,124 @@
+use formats::Dtype;
+
+use super::*;
+use crate::encoding::{Form, Inputs, Scales};
+use crate::runtime::testing::{Noise, close};
+
+/// Random rows in every form. Scales are f16 numbers around 1; blocks' own scales are whatever the bits say, if finite.
+fn random(noise: &mut Noise, form: &str, n: usize, k: usize, check: impl Fn(&Stored<'_>)) {
+    let bytes = |noise: &mut Noise, len: usize| -> Vec<u8> { (0..len).map(|_| noise.next_u64() as u8).collect() };
+    let halves = |noise: &mut Noise, len: usize| -> Vec<u8> {
+        (0..len).flat_map(|_| half::f16::from_f32(noise.next_f32() + 1.5).to_le_bytes()).collect()
+    };
+    let scales = halves(noise, n * k.max(1));
+    let scales = |per_row: usize| Scales { dtype: Dtype::F16, bytes: &scales[..2 * n * per_row], per_row };
+    let (form, bytes): (Form<'_>, Vec<u8>) = match form {
+        "f32" => (Form::Plain(Dtype::F32), noise.vec(n * k).iter().flat_map(|x| x.to_le_bytes()).collect()),
+        "f16" => (Form::Plain(Dtype::F16), halves(noise, n * k)),
+        "bf16" => {
+            let numbers = noise.vec(n * k);
+            (Form::Plain(Dtype::BF16), numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect())
+        }
+        "int8" => (Form::Int8(scales(1)), bytes(noise, n * k)),
+        "fp8" => {
+            let codes = bytes(noise, n * k);
+            (Form::Fp8(scales(1)), codes.iter().map(|code| if code & 0x7f == 0x7f { 0x40 } else { *code }).collect())
+        }
+        "packed 8" => {
+            let mut codes = bytes(noise, n * k.div_ceil(4) * 4);
+            codes.truncate(n * k.div_ceil(4) * 4);
+            (Form::Packed { bits: 8, group: k, scales: scales(1) }, codes)
+        }
+        group => {
+            let group: usize = group.parse().unwrap();
+            let scales = scales(k / group);
+            (Form::Packed { bits: 4, group, scales }, bytes(noise, n * (k / 2).div_ceil(4) * 4))
+        }
+    };
+    let row_bytes = bytes.len() / n;
+    let order: Vec<u32> = (0..n as u32).rev().collect();
+    for order in [None, Some(&order[..])] {
+        check(&Stored { form, bytes: &bytes, row_bytes, order, inputs: Inputs::Float });
+    }
+}
+
+#[test]
+fn every_version_multiplies_what_is_unpacked_in_every_form() {
+    let mut noise = Noise::new(11);
+    let mut covered = Vec::new();
+    for kernel in RowKernel::supported() {
+        covered.push(kernel.name());
+        for (form, ks) in [
+            ("f32", &[1usize, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023][..]),
+            ("f16", &[1, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+            ("bf16", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+            ("int8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+            ("fp8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+            ("packed 8", &[1, 3, 4, 16, 20, 64, 100, 300, 1024]),
+            ("128", &[128, 256, 1152]),
+            ("32", &[32, 64, 96, 160, 1024]),
+            ("8", &[8, 24, 128, 264]),
+            ("64", &[64, 320]),
+            ("3", &[3, 30]),
+            ("40", &[40, 240]),
+            ("256", &[256, 768]),
+        ] {
+            for &k in ks {
+                for (m, n) in [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2)] {
+                    random(&mut noise.clone(), form, n, k, |stored| {
+                        let x = Noise::new(k as u64).vec(m * k);
+                        let mut w = vec![0.0; n * k];
+                        unpack(stored, 0, k, &mut w);
+                        let expected: Vec<f64> = (0..m * n)
+                            .map(|at| {
+                                let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
+                                x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+                            })
+                            .collect();
+                        let mut out = vec![f32::NAN; m * n];
+                        let x = Activations::new(&x, k);
+                        kernel.multiply(stored, &x, &mut Tile::whole(&mut out, n));
+                        let size = w.iter().fold(1.0, |most: f32, w| most.max(w.abs()));
+                        close(&out, &expected, f64::from(size) * k as f64 * 1e-6);
+                        // A row alone gives what it gives among others.
+                        for i in 0..m {
+                            let mut alone = vec![f32::NAN; n];
+                            let x = Activations::new(&x.f32()[i * k..][..k], k);
+                            kernel.multiply(stored, &x, &mut Tile::whole(&mut alone, n));
+                            assert_eq!(alone, out[i * n..][..n], "{form} {k}");
+                        }
+                    });
+                    noise.next_u64();
+                }
+            }
+        }
+    }
+    println!("float rows: covered {}", covered.join(", "));
+    assert!(covered.contains(&kernel().name()));
+    #[cfg(target_arch = "x86_64")]
+    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512", super::super::has_avx512())] {
+        assert_eq!(covered.contains(&name), present, "{name}");
+    }
+}
+
+#[test]
+fn every_fp8_code_is_its_number_and_nan_shows() {
+    let codes: Vec<u8> = (0..=255).collect();
+    let scales = 1f32.to_le_bytes().repeat(256);
+    let form = Form::Fp8(Scales { dtype: Dtype::F32, bytes: &scales, per_row: 1 });
+    let stored = Stored { form, bytes: &codes, row_bytes: 16, order: None, inputs: Inputs::Float };
+    for kernel in RowKernel::supported() {
+        for at in 0..16 {
+            let mut x = vec![0.0; 16];
+            x[at] = 1.0;
+            let mut out = [0.0; 16];
+            kernel.multiply(&stored, &Activations::new(&x, 16), &mut Tile::whole(&mut out, 16));
+            for (row, found) in out.iter().enumerate() {
+                let expected = crate::encoding::fp8::decode(codes[row * 16 + at]);
+                // Rows with a NaN are NaN.
+                let nan = row % 8 == 7;
+                assert!(if nan { found.is_nan() } else { *found == expected }, "{row} {at} {}", kernel.name());
+            }
+        }
+    }
+}

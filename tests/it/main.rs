@@ -10,6 +10,7 @@ mod gguf;
 mod golden;
 mod memory;
 mod minilm;
+mod prune;
 mod run;
 mod seams;
 mod session;

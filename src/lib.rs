@@ -11,6 +11,7 @@ pub mod family;
 pub mod job;
 pub mod loader;
 pub mod pipeline;
+pub mod pruner;
 pub mod quantizer;
 pub mod recipe;
 pub mod report;

@@ -100,6 +100,19 @@ pub struct Findings {
     pub failures: Vec<String>,
 }
 
+impl Findings {
+    /// Fails unless this weight of the written file has at least so many zeros: those that pruning made, less those that the
+    /// encoding is known to have lost.
+    pub fn expect_zeros(&mut self, name: &str, expected: u64) {
+        let Some(found) = self.weights.iter().find(|weight| weight.name == name) else { return };
+        if found.zeros < expected {
+            let found = found.zeros;
+            self.failures.push(format!("{name} has {found} zeros in the written file, expected at least {expected}"));
+            self.outputs.fail();
+        }
+    }
+}
+
 /// Compares two models: every weight, and outputs where the runtime knows the family.
 ///
 /// # Errors

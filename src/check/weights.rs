@@ -21,6 +21,9 @@ pub struct WeightError {
     /// Whether all written numbers are finite.
     #[serde(skip)]
     pub finite: bool,
+    /// How many of the written numbers are zero.
+    #[serde(skip)]
+    pub zeros: u64,
     /// The written form.
     #[serde(skip)]
     pub encoding: String,
@@ -45,6 +48,7 @@ struct Sums {
     product: f64,
     written: f64,
     largest: f64,
+    zeros: u64,
     broken: bool,
 }
 
@@ -55,6 +59,7 @@ impl Sums {
         self.product += other.product;
         self.written += other.written;
         self.largest = self.largest.max(other.largest);
+        self.zeros += other.zeros;
         self.broken |= other.broken;
     }
 
@@ -67,6 +72,7 @@ impl Sums {
             let mut lanes = [[0f32; LANES]; 4];
             let mut largest = [0f32; LANES];
             let mut finite = true;
+            let mut zeros = 0u32;
             for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
                 for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
                     let difference = a - b;
@@ -76,6 +82,7 @@ impl Sums {
                     lanes[3][i] += b * b;
                     largest[i] = if difference.abs() > largest[i] { difference.abs() } else { largest[i] };
                     finite &= b.abs() <= f32::MAX;
+                    zeros += u32::from(b == 0.0);
                 }
             }
             let total = |lane: usize| lanes[lane].iter().map(|&x| f64::from(x)).sum::<f64>();
@@ -85,6 +92,7 @@ impl Sums {
                 product: total(2),
                 written: total(3),
                 largest: largest.iter().fold(0.0, |most: f64, &x| most.max(f64::from(x))),
+                zeros: zeros.into(),
                 broken: !finite,
             });
         }
@@ -198,6 +206,7 @@ fn finish(pair: &Pair<'_>, sums: &Sums) -> WeightError {
         },
         max_abs_error: sums.largest,
         finite: !sums.broken,
+        zeros: sums.zeros,
         encoding: pair.other.encoding.name(),
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::pruner::{Method, Pattern, Scope};
+
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
 #[derive(Debug, Parser)]
 #[command(name = "compress", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -49,6 +51,15 @@ pub struct RecipeArgs {
     /// A list of rules, the first that matches a weight decides (TOML)
     #[arg(long, value_name = "FILE", group = "treatment")]
     pub recipe: Option<PathBuf>,
+    /// Remove this share of each linear layer's weights first: a fraction, or N:M to keep N of every M along the inputs
+    #[arg(long, value_name = "FRACTION|N:M", conflicts_with = "recipe", allow_negative_numbers = true)]
+    pub prune: Option<Pattern>,
+    /// By which measure weights are removed: magnitude [default: magnitude]
+    #[arg(long, value_name = "METHOD", requires = "prune")]
+    pub prune_method: Option<Method>,
+    /// Among which weights the least are looked for: row, tensor, global [default: row]
+    #[arg(long, value_name = "SCOPE", requires = "prune")]
+    pub prune_scope: Option<Scope>,
     /// Keep weights whose name matches this regular expression; may be repeated
     #[arg(long, value_name = "REGEX", conflicts_with = "recipe")]
     pub keep: Vec<String>,

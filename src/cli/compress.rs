@@ -12,6 +12,7 @@ use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
 use crate::pipeline;
+use crate::pruner::Sparsity;
 use crate::quantizer::imatrix::Imatrix;
 use crate::recipe::{BlockOptions, Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
@@ -24,7 +25,8 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
     let checkpoint = Arc::new(Checkpoint::open(model, &Options { access, ..Options::default() })?);
     let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
-    let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
+    let mut plan = Plan::new(&checkpoint, &recipe, target, &output)?;
+    refuse_idle_pruning(&recipe, &plan)?;
     if args.dry_run || args.common.verbose {
         let report = PlanReport::new(&checkpoint, &recipe, &plan, &output);
         if args.dry_run && args.common.json {
@@ -37,6 +39,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     }
     let job = progress::job(&args.common)?;
     let started = Instant::now();
+    pipeline::decide(&checkpoint, &mut plan, &job)?;
     let (sink, tally) = pipeline::write(&checkpoint, &plan, &output, args.force, &job)?;
     let mut seconds = Seconds { compress: started.elapsed().as_secs_f64(), check: 0.0 };
     let findings = if args.no_check {
@@ -44,7 +47,9 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     } else {
         let started = Instant::now();
         let options = check_command::options(&args.check, limits(&recipe));
-        let found = check_staged(&checkpoint, &sink, target, access, &options, &job)?;
+        let mut found = check_staged(&checkpoint, &sink, target, access, &options, &job)?;
+        let pruned = plan.steps.iter().zip(&tally.notes).filter(|(step, _)| step.pruning.is_some());
+        pruned.for_each(|(step, notes)| found.expect_zeros(&step.name, notes.zeros - notes.zeros_lost));
         seconds.check = started.elapsed().as_secs_f64();
         Some(found)
     };
@@ -89,7 +94,12 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
     let recipe = match (&args.recipe, scheme_of(args)?) {
         (Some(file), _) => Recipe::read(file)?,
         (None, Some(scheme)) => Recipe::from_flags(scheme, &args.keep, args.embeddings)?,
+        (None, None) if args.prune.is_some() => Recipe::as_stored(&args.keep)?,
         (None, None) => return Ok(None),
+    };
+    let recipe = match sparsity(args)? {
+        Some(sparsity) => recipe.pruned(sparsity),
+        None => recipe,
     };
     let blocks = block_options(args)?;
     let asked = blocks.pure || blocks.search || blocks.importance.is_some();
@@ -103,6 +113,13 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
         return Err(Failure::Usage("--group-size is for w4a16 and w8a16".into()));
     }
     Ok(Some(Recipe { blocks, ..recipe }))
+}
+
+/// What flags ask to remove.
+fn sparsity(args: &RecipeArgs) -> Result<Option<Sparsity>, Failure> {
+    let Some(pattern) = args.prune else { return Ok(None) };
+    let (method, scope) = (args.prune_method.unwrap_or_default(), args.prune_scope.unwrap_or_default());
+    Sparsity::new(pattern, method, scope).map(Some).map_err(|e| Failure::Usage(format!("--prune: {e}")))
 }
 
 /// The scheme that flags name.
@@ -125,9 +142,20 @@ fn block_options(args: &RecipeArgs) -> Result<BlockOptions, Failure> {
     Ok(BlockOptions { pure: args.pure, search: args.search, importance, group: args.group_size })
 }
 
-/// The loosest limits of the recipe's schemes.
+/// The loosest limits of the recipe's schemes, and of pruning.
 fn limits(recipe: &Recipe) -> Limits {
-    recipe.schemes().into_iter().map(Scheme::limits).fold(Scheme::F16.limits(), Limits::or_looser)
+    let pruned = recipe.prunes().then_some(Limits::PRUNED);
+    recipe.schemes().into_iter().map(Scheme::limits).chain(pruned).fold(Scheme::F16.limits(), Limits::or_looser)
+}
+
+/// A model of which nothing can be pruned, for instance one whose matrices are all kept.
+fn refuse_idle_pruning(recipe: &Recipe, plan: &Plan) -> Result<(), Failure> {
+    if recipe.prunes() && plan.steps.iter().all(|step| step.pruning.is_none()) {
+        return Err(Failure::Usage(
+            "--prune: there is nothing to prune; expected matrices of linear layers that are floating point and not kept".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// What is written, and where: by the output's extension, else by the scheme and by what the input is.

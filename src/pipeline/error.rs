@@ -51,6 +51,12 @@ pub enum Error {
         /// In which tensors.
         tensors: Vec<String>,
     },
+    /// A plan was carried out before it was decided.
+    #[error("tensor `{tensor}`: what is pruned has not been decided; call pipeline::decide before pipeline::write")]
+    Undecided {
+        /// The first such tensor.
+        tensor: String,
+    },
     /// A row is larger than the memory budget.
     #[error(
         "tensor `{tensor}`: working on one row at a time takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or fewer --threads"
@@ -72,7 +78,7 @@ impl Error {
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
             Self::Interrupted(_) => Kind::Interrupted,
-            Self::OutputIsInput { .. } | Self::Budget { .. } => Kind::Usage,
+            Self::OutputIsInput { .. } | Self::Budget { .. } | Self::Undecided { .. } => Kind::Usage,
             Self::NonFinite { .. } => Kind::Input,
             // Infinity in what would be written: the same as a failed check.
             Self::Overflow { .. } => Kind::Check,

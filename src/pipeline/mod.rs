@@ -3,6 +3,7 @@
 
 mod bands;
 mod error;
+mod prune;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -13,11 +14,13 @@ use formats::{Dtype, FilePlan, Shape, Sink};
 use crate::encoding::plain::first_non_finite;
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch, View};
+use crate::pruner::Mask;
 use crate::quantizer::{Band, Notes, Numbers, Quantizer};
 use crate::recipe::{Plan, Step, Target, Treatment};
 
 pub use bands::{Bands, least_memory};
 pub use error::{Error, Result};
+pub use prune::decide;
 
 /// What was learned while a plan was carried out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,13 +29,17 @@ pub struct Tally {
     pub notes: Vec<Notes>,
 }
 
-/// Writes a plan's output into a staged sink and seals it.
+/// Writes a plan's output into a staged sink and seals it. What a plan that prunes leaves open has been found by [`decide`].
 ///
 /// # Errors
-/// NaN or infinity in the input, a value that the output's dtype cannot hold, no room, an input that changed, an
+/// A plan that leaves something open, NaN or infinity in the input, a value that the output's dtype cannot hold, no room, an input that changed, an
 /// interrupt. Then nothing is left of the output.
 pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, job: &Job) -> Result<(Sink, Tally)> {
     refuse_input(checkpoint, output)?;
+    let open = |step: &&Step| step.pruning.as_ref().is_some_and(|pruning| pruning.mask == Mask::Undecided);
+    if let Some(step) = plan.steps.iter().find(open) {
+        return Err(Error::Undecided { tensor: step.name.clone() });
+    }
     let shape = match plan.target {
         Target::File(_) => Shape::File,
         Target::Folder => Shape::Folder,
@@ -136,13 +143,16 @@ fn encode_band(
     buffers: &mut Buffers,
 ) -> Result<Notes> {
     let count = (lines.end - lines.start) as usize * step.cols as usize;
+    let broken;
     let numbers = if step.input == Dtype::F64 {
         buffers.doubles.resize(count, 0.0);
         view.try_read(lines.start as usize, &mut buffers.doubles, &mut buffers.scratch)?;
+        broken = prune::apply(step, lines.start, &mut buffers.doubles);
         Numbers::F64(&buffers.doubles)
     } else {
         buffers.singles.resize(count, 0.0);
         view.try_read(lines.start as usize, &mut buffers.singles, &mut buffers.scratch)?;
+        broken = prune::apply(step, lines.start, &mut buffers.singles);
         Numbers::F32(&buffers.singles)
     };
     buffers.parts.resize(step.parts.len(), Vec::new());
@@ -150,13 +160,14 @@ fn encode_band(
         let range = part.bytes_of(lines);
         bytes.resize((range.end - range.start) as usize, 0);
     }
-    let notes = quantizer.encode(
+    let mut notes = quantizer.encode(
         Band { numbers, first_row: lines.start, cols: step.cols as usize, dtype: step.input },
         &mut buffers.parts,
     );
-    if let Some(at) = notes.non_finite {
+    if let Some(at) = broken.or(notes.non_finite) {
         return Err(non_finite(checkpoint, step, lines.start * step.cols + at as u64));
     }
+    (notes.zeros, notes.zeros_lost) = prune::zeros(step, buffers);
     for ((bytes, part), at) in buffers.parts.iter().zip(&step.parts).zip(&step.outputs) {
         sink.write_at(at.file, at.tensor, part.bytes_of(lines).start, bytes)?;
     }

@@ -61,6 +61,10 @@ pub struct Notes {
     pub vanished: u64,
     /// The index within the band of the first number that is NaN or infinite.
     pub non_finite: Option<usize>,
+    /// Of a weight that was pruned: its zeros.
+    pub zeros: u64,
+    /// Those of them that the encoding made other numbers of.
+    pub zeros_lost: u64,
 }
 
 impl Notes {
@@ -68,6 +72,8 @@ impl Notes {
     pub fn add(&mut self, other: &Notes) {
         self.overflowed += other.overflowed;
         self.vanished += other.vanished;
+        self.zeros += other.zeros;
+        self.zeros_lost += other.zeros_lost;
     }
 }
 
@@ -81,7 +87,7 @@ pub trait Quantizer: Send + Sync {
 }
 
 /// The index of the first number that is NaN or infinite.
-fn first_non_finite<T: Real>(numbers: &[T]) -> Option<usize> {
+pub fn first_non_finite<T: Real>(numbers: &[T]) -> Option<usize> {
     // Without an early exit within a run, the loop is one of vector instructions.
     let all_finite = |run: &[T]| run.iter().fold(true, |ok, x| ok & (x.abs() <= T::MAX));
     numbers.chunks(512).position(|run| !all_finite(run)).and_then(|i| {

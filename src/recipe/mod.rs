@@ -8,6 +8,6 @@ mod rules;
 mod scheme;
 
 pub use error::{Error, Result};
-pub use plan::{Decision, Output, Plan, PlannedFile, Step, Target, Treatment};
+pub use plan::{Decision, Output, Plan, PlannedFile, Pruning, Step, Target, Treatment};
 pub use rules::{BlockOptions, Recipe, Rule};
 pub use scheme::{Limits, Scheme};

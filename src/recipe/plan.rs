@@ -11,6 +11,7 @@ use super::{Error, Recipe, Result, Scheme};
 use crate::encoding::{Encoding, PartLayout, Unfit};
 use crate::family::{Architecture, Role};
 use crate::loader::{Checkpoint, Piece};
+use crate::pruner::{Mask, Scope, Sparsity};
 use crate::quantizer::ggml::mixture::{self, Choice, FileType};
 use crate::quantizer::{Blocks, Cast, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer};
 
@@ -72,6 +73,8 @@ pub struct Step {
     pub input: Dtype,
     /// Why it is treated so.
     pub decision: Decision,
+    /// What is removed of it first.
+    pub pruning: Option<Pruning>,
     /// How it is made.
     pub treatment: Treatment,
     /// Whether scales of blocks are searched.
@@ -84,6 +87,15 @@ pub struct Step {
     pub parts: Vec<PartLayout>,
     /// Where each of them goes.
     pub outputs: Vec<Output>,
+}
+
+/// What is removed of a weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pruning {
+    /// What the rule asks for.
+    pub sparsity: Sparsity,
+    /// How that is found band by band.
+    pub mask: Mask,
 }
 
 /// Why a weight is treated as it is.
@@ -366,7 +378,14 @@ fn step(
     if decision.note.as_deref() == Some(IN_OUT) {
         notes.push(format!("{canonical}: {IN_OUT}"));
     }
-    let identity = pieces.len() == 1 && pieces[0].is_identity(stored);
+    let pruning = match pruning(recipe, &decision, role, shape.len(), input, cols, in_out) {
+        Ok(pruning) => pruning,
+        Err(note) => {
+            notes.push(format!("{canonical}: {note}"));
+            None
+        }
+    };
+    let identity = pieces.len() == 1 && pieces[0].is_identity(stored) && pruning.is_none();
     let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
     let kept = kept(format, input, only);
     let choice = match wanted {
@@ -430,6 +449,7 @@ fn step(
         cols,
         input,
         decision,
+        pruning,
         treatment,
         search,
         importance,
@@ -437,6 +457,30 @@ fn step(
         parts,
         outputs,
     })
+}
+
+/// What the rule that decided about a weight removes of it; in words, why it cannot.
+fn pruning(
+    recipe: &Recipe,
+    decision: &Decision,
+    role: Role,
+    rank: usize,
+    input: Dtype,
+    cols: u64,
+    in_out: bool,
+) -> Result<Option<Pruning>, String> {
+    let Some(rule) = decision.rule.map(|rule| &recipe.rules[rule]) else { return Ok(None) };
+    let named = rule.name.is_some() || rule.role.is_some();
+    let takes = matches!(role, Role::Linear | Role::Experts) || named && !matches!(role, Role::Norm | Role::Bias);
+    let Some(sparsity) = rule.prune.filter(|_| takes && rank > 1 && cols > 1 && input.is_float()) else {
+        return Ok(None);
+    };
+    let mask = match sparsity.scope {
+        Scope::Row if in_out => return Err(format!("stored [in, out], not by outputs; not pruned: {sparsity}")),
+        Scope::Row => Mask::Rows(sparsity.pattern),
+        Scope::Tensor | Scope::Global => Mask::Undecided,
+    };
+    Ok(Some(Pruning { sparsity, mask }))
 }
 
 /// Columns that share a scale where nothing else is asked for.

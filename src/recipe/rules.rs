@@ -11,6 +11,7 @@ use super::{Error, Result, Scheme};
 use crate::dialect::huggingface;
 use crate::family::{self, Role};
 use crate::loader::Checkpoint;
+use crate::pruner::Sparsity;
 use crate::quantizer::imatrix::Imatrix;
 
 /// Which weights, and what becomes of them.
@@ -20,8 +21,10 @@ pub struct Rule {
     pub name: Option<Regex>,
     /// Matches weights of this role; any role if absent.
     pub role: Option<Role>,
-    /// The treatment; `None` keeps the weight as it is.
+    /// The treatment; `None` keeps the numbers as they are stored.
     pub scheme: Option<Scheme>,
+    /// What is removed before that, of matrices: of those of linear layers, or of any that the rule names.
+    pub prune: Option<Sparsity>,
 }
 
 /// A recipe as it is written down.
@@ -40,6 +43,27 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<String>,
     scheme: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune_method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune_scope: Option<String>,
+}
+
+impl Line {
+    /// What its three words about pruning mean together.
+    fn sparsity(&self) -> Result<Option<Sparsity>, String> {
+        let Some(pattern) = &self.prune else {
+            return match self.prune_method.is_some() || self.prune_scope.is_some() {
+                true => Err("prune_method and prune_scope without prune".to_owned()),
+                false => Ok(None),
+            };
+        };
+        let method = self.prune_method.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+        let scope = self.prune_scope.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+        Sparsity::new(pattern.parse()?, method, scope).map(Some)
+    }
 }
 
 /// An ordered list of rules; the first that matches a weight decides. A weight that none matches is kept.
@@ -76,7 +100,7 @@ impl BlockOptions {
 impl Rule {
     /// A rule for everything that a scheme takes by default.
     pub fn scheme(scheme: Scheme) -> Self {
-        Self { name: None, role: None, scheme: Some(scheme) }
+        Self { name: None, role: None, scheme: Some(scheme), prune: None }
     }
 
     /// Whether the rule decides about a weight. A rule that names neither a name nor a role decides about the weights that
@@ -100,7 +124,11 @@ impl Rule {
         if let Some(role) = self.role {
             let _ = write!(text, "role = {role} ");
         }
-        let _ = write!(text, "→ {}", self.scheme.map_or("keep", Scheme::name));
+        let _ = match (&self.prune, self.scheme) {
+            (Some(prune), None) => write!(text, "→ {prune}"),
+            (Some(prune), Some(scheme)) => write!(text, "→ {prune}, {scheme}"),
+            (None, scheme) => write!(text, "→ {}", scheme.map_or("keep", Scheme::name)),
+        };
         text.trim().to_owned()
     }
 }
@@ -111,18 +139,37 @@ impl Recipe {
     /// # Errors
     /// A pattern that is no regular expression.
     pub fn from_flags(scheme: Scheme, keep: &[String], embeddings: bool) -> Result<Self> {
-        let mut rules = Vec::new();
-        for pattern in keep {
-            let name = Regex::new(pattern).map_err(|e| Error::Usage(format!("--keep {pattern}: {e}")))?;
-            rules.push(Rule { name: Some(name), role: None, scheme: None });
-        }
+        let mut rules = kept(keep)?;
         if embeddings {
             for role in [Role::Embedding, Role::Head] {
-                rules.push(Rule { name: None, role: Some(role), scheme: Some(scheme) });
+                rules.push(Rule { name: None, role: Some(role), scheme: Some(scheme), prune: None });
             }
         }
         rules.push(Rule::scheme(scheme));
         Ok(Self { rules, blocks: BlockOptions::default() })
+    }
+
+    /// The recipe that stores everything as it is, for pruning alone.
+    ///
+    /// # Errors
+    /// A pattern that is no regular expression.
+    pub fn as_stored(keep: &[String]) -> Result<Self> {
+        let mut rules = kept(keep)?;
+        rules.push(Rule { name: None, role: None, scheme: None, prune: None });
+        Ok(Self { rules, blocks: BlockOptions::default() })
+    }
+
+    /// The recipe with this removed, by its last rule, before that rule's scheme.
+    pub fn pruned(mut self, sparsity: Sparsity) -> Self {
+        if let Some(last) = self.rules.last_mut() {
+            last.prune = Some(sparsity);
+        }
+        self
+    }
+
+    /// Whether any rule removes weights.
+    pub fn prunes(&self) -> bool {
+        self.rules.iter().any(|rule| rule.prune.is_some())
     }
 
     /// Reads a recipe file: TOML, a list of `[[rule]]`, each with `name` (a regular expression) or `role` or both or
@@ -145,6 +192,9 @@ impl Recipe {
             name: rule.name.as_ref().map(|name| name.as_str().to_owned()),
             role: rule.role.map(|role| role.name().to_owned()),
             scheme: rule.scheme.map_or("keep", Scheme::name).to_owned(),
+            prune: rule.prune.map(|prune| prune.pattern.to_string()),
+            prune_method: rule.prune.map(|prune| prune.method.to_string()),
+            prune_scope: rule.prune.map(|prune| prune.scope.to_string()),
         };
         let written = Written { rule: self.rules.iter().map(line).collect() };
         serde_json::to_string(&written).unwrap_or_default()
@@ -165,6 +215,7 @@ impl Recipe {
         let mut rules = Vec::new();
         for (i, line) in written.rule.into_iter().enumerate() {
             let at = format!("rule {}", i + 1);
+            let prune = line.sparsity().map_err(|e| (format!("{at}: prune"), e))?;
             let name = line.name.map(|text| Regex::new(&text)).transpose();
             let name = name.map_err(|e| (format!("{at}: name: {e}"), "a regular expression".to_owned()))?;
             let role = line.role.map(|text| {
@@ -178,7 +229,7 @@ impl Recipe {
                         .ok_or_else(|| (format!("{at}: scheme `{text}`"), format!("keep, {}", Scheme::names())))?,
                 ),
             };
-            rules.push(Rule { name, role: role.transpose()?, scheme });
+            rules.push(Rule { name, role: role.transpose()?, scheme, prune });
         }
         if rules.is_empty() {
             return Err(("no rule".into(), "at least one [[rule]]".into()));
@@ -200,7 +251,9 @@ impl Recipe {
     /// What the output is called: the scheme, or `mixed`.
     pub fn short_name(&self) -> String {
         match self.schemes().as_slice() {
+            [] if self.prunes() => "pruned".to_owned(),
             [] => "kept".to_owned(),
+            [scheme] if self.prunes() => format!("pruned-{scheme}"),
             [scheme] => scheme.name().to_owned(),
             _ => "mixed".to_owned(),
         }
@@ -210,6 +263,15 @@ impl Recipe {
     pub fn describe(&self) -> String {
         self.rules.iter().map(Rule::describe).collect::<Vec<_>>().join("; ") + &self.blocks.describe()
     }
+}
+
+/// The rules that keep what these patterns match.
+fn kept(patterns: &[String]) -> Result<Vec<Rule>> {
+    let rule = |pattern: &String| {
+        let name = Regex::new(pattern).map_err(|e| Error::Usage(format!("--keep {pattern}: {e}")))?;
+        Ok(Rule { name: Some(name), role: None, scheme: None, prune: None })
+    };
+    patterns.iter().map(rule).collect()
 }
 
 #[cfg(test)]
@@ -246,6 +308,10 @@ mod tests {
         assert_eq!(read(text).unwrap(), "role = head → keep; name ~ mlp → int8; → f16");
         let recipe = Recipe::read(&path).unwrap();
         assert_eq!(Recipe::from_json(&recipe.to_json()).unwrap().describe(), recipe.describe());
+        let text = "[[rule]]\nscheme = \"int8\"\nprune = \"0.25\"\nprune_scope = \"global\"\n";
+        assert_eq!(read(text).unwrap(), "→ prune 0.25 by magnitude among all, int8");
+        let recipe = Recipe::read(&path).unwrap();
+        assert_eq!(Recipe::from_json(&recipe.to_json()).unwrap().describe(), recipe.describe());
         for (text, word) in [
             ("", "rule"),
             ("rule = []", "no rule"),
@@ -253,6 +319,9 @@ mod tests {
             ("[[rule]]\nrole = \"heads\"\nscheme = \"int8\"", "heads"),
             ("[[rule]]\nname = \"(\"\nscheme = \"int8\"", "name"),
             ("[[rule]]\nschema = \"int8\"", "schema"),
+            ("[[rule]]\nscheme = \"int8\"\nprune = \"1.5\"", "1.5"),
+            ("[[rule]]\nscheme = \"int8\"\nprune = \"2:4\"\nprune_scope = \"tensor\"", "within rows"),
+            ("[[rule]]\nscheme = \"int8\"\nprune_method = \"magnitude\"", "without prune"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(word) && error.contains("r.toml"), "{error}");

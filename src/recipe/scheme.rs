@@ -36,6 +36,9 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The limits of pruned models: those of two-bit types, beyond which a model is broken and not just worse.
+    pub const PRUNED: Self = Self { max_kl: 1.0, min_cosine: 0.8 };
+
     /// The limits of what is stored in a dtype. Round numbers above what these types cost models of 8 B parameters
     /// (llama.cpp's own tables), so that what fails is broken and not just small.
     pub fn of(dtype: Dtype) -> Self {

@@ -31,6 +31,9 @@ pub struct Report {
     ratio: f64,
     seconds: Seconds,
     weights: Weights,
+    /// What was removed, if anything was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pruning: Option<Pruned>,
     check: Option<Outputs>,
     /// What outputs were compared on.
     text: Option<String>,
@@ -81,6 +84,59 @@ struct Weights {
     worst: Vec<WeightError>,
 }
 
+/// What pruning removed.
+#[derive(Debug, Clone, Serialize)]
+struct Pruned {
+    /// Matrices that were pruned.
+    weights: usize,
+    /// Their values.
+    values: u64,
+    /// Those of them that are zero, before they are encoded.
+    zeros: u64,
+    /// Zeros that the encoding, which has none, made other numbers of.
+    zeros_lost: u64,
+    /// Bytes that these matrices take as they are written.
+    bytes: u64,
+    /// Bytes that they would take with a bit for each value and only the others stored.
+    bitmask_bytes: u64,
+}
+
+impl Pruned {
+    fn new(plan: &Plan, tally: &Tally) -> Option<Self> {
+        let pruned = plan.steps.iter().zip(&tally.notes).filter(|(step, _)| step.pruning.is_some());
+        let mut all = Self { weights: 0, values: 0, zeros: 0, zeros_lost: 0, bytes: 0, bitmask_bytes: 0 };
+        for (step, notes) in pruned {
+            let bytes = step.output_bytes(plan);
+            let kept = step.elements() - (notes.zeros - notes.zeros_lost);
+            all.weights += 1;
+            all.values += step.elements();
+            all.zeros += notes.zeros;
+            all.zeros_lost += notes.zeros_lost;
+            all.bytes += bytes;
+            let stored = u128::from(bytes) * u128::from(kept) / u128::from(step.elements().max(1));
+            all.bitmask_bytes += stored as u64 + step.rows * step.cols.div_ceil(8);
+        }
+        (all.weights > 0).then_some(all)
+    }
+
+    /// What the user should know of it.
+    fn notes(&self, notes: &mut Vec<String>) {
+        let Self { weights, values, zeros, zeros_lost, bytes: dense, bitmask_bytes } = *self;
+        let share = 100.0 * zeros as f64 / values.max(1) as f64;
+        notes.push(format!("pruned {weights} matrices: {zeros} of {values} values are zero ({share:.2}%)"));
+        if zeros_lost > 0 {
+            notes.push(format!(
+                "{zeros_lost} of these zeros are no longer zero: this encoding has scales and minima, and need not have a zero"
+            ));
+        }
+        notes.push(format!(
+            "zeros in a dense file gain nothing: they take as much room and time as other numbers. The pruned matrices take {}; with a bit for each value and the rest packed they would take {}",
+            bytes(dense),
+            bytes(bitmask_bytes)
+        ));
+    }
+}
+
 impl Report {
     /// Puts together what a run found.
     pub fn new(
@@ -99,6 +155,10 @@ impl Report {
         if vanished > 0 {
             notes.push(format!("{vanished} values were too small for their new dtype and became zero"));
         }
+        let pruning = Pruned::new(plan, tally);
+        if let Some(pruning) = &pruning {
+            pruning.notes(&mut notes);
+        }
         if let Some(missing) = findings.map(|findings| &findings.missing).filter(|missing| !missing.is_empty()) {
             notes.push(format!("not in the output: {}", missing.join(", ")));
         }
@@ -115,6 +175,7 @@ impl Report {
                 kept: plan.steps.len() - quantized,
                 worst: findings.map(|findings| worst(&findings.weights)).unwrap_or_default(),
             },
+            pruning,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
             clients: clients(plan, recipe),
@@ -213,6 +274,9 @@ struct PlannedWeight {
     values: u64,
     from: String,
     to: String,
+    /// What is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<String>,
     bytes: u64,
     /// The number of the rule that decided, counted from 1; null if none matched.
     rule: Option<usize>,
@@ -229,6 +293,7 @@ impl PlanReport {
             values: step.elements(),
             from: checkpoint.weights()[step.pieces[0].weight].encoding.name(),
             to: step.encoding.name(),
+            prune: step.pruning.as_ref().map(|pruning| pruning.sparsity.to_string()),
             bytes: step.output_bytes(plan),
             rule: step.decision.rule.map(|rule| rule + 1),
             note: step.decision.note.clone(),

@@ -146,12 +146,16 @@ pub fn plan_table(plan: &PlanReport) -> String {
             (None, Some(rule)) => rule.to_string(),
             (_, None) => "none".to_owned(),
         };
+        let to = match &tensor.prune {
+            Some(prune) => format!("{} ({prune})", tensor.to),
+            None => tensor.to.clone(),
+        };
         rows.add_row([
             tensor.name.clone(),
             tensor.role.to_owned(),
             tensor.values.to_string(),
             tensor.from.clone(),
-            tensor.to.clone(),
+            to,
             tensor.bytes.to_string(),
             rule,
         ]);

@@ -11,6 +11,7 @@ mod golden;
 mod llama_cpp;
 mod memory;
 mod minilm;
+mod prune;
 mod run;
 mod seams;
 mod session;

@@ -130,6 +130,7 @@ fn plan_of(encoding: Encoding, rows: u64, cols: u64) -> Plan {
         cols,
         input: Dtype::F32,
         decision: Decision::default(),
+        pruning: None,
         treatment: Treatment::Cast(Dtype::F32),
         search: false,
         importance: None,

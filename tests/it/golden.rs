@@ -129,7 +129,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
 fn halve_frequencies(model: &mut Model) {
     let Position::Rope(ropes) = &mut model.shape_mut().position else { return };
     for rope in ropes {
-        let halved = frequencies(rope).into_iter().map(|x| f64::from(f16::from_f32(x)));
+        let halved = frequencies(rope, 1).into_iter().map(|x| f64::from(f16::from_f32(x)));
         let plain = |i: usize| f64::from(rope.theta).powf(-(2.0 * i as f64) / rope.dims as f64);
         let factors = halved.enumerate().map(|(i, x)| (plain(i) / x) as f32).collect();
         rope.scaling = RopeScaling::Each(factors);

@@ -101,7 +101,7 @@ impl fmt::Display for Role {
 pub enum Slot {
     /// Token embedding `[vocab, hidden]`.
     TokenEmbedding,
-    /// Learned position embedding `[positions, hidden]`.
+    /// Learned position embedding `[positions, hidden]`, from the first position's row on.
     PositionEmbedding,
     /// Token type (segment) embedding `[types, hidden]`.
     TypeEmbedding,

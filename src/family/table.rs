@@ -361,12 +361,17 @@ impl Table {
             Serves::Rows(slots) => slots.iter().map(|(slot, axis)| (*slot, axis.len(t))).collect(),
         };
         let experts: Vec<Option<usize>> = if stack > 0 { (0..stack).map(Some).collect() } else { vec![expert] };
-        let mut next = 0;
+        // The first rows of some position embeddings are no position's.
+        let mut next = match (&t.position, entry.serves) {
+            (Position::Learned { offset }, Serves::One(Slot::PositionEmbedding)) => *offset,
+            _ => 0,
+        };
         let mut pieces = Vec::with_capacity(experts.len() * slots.len());
         for expert in experts {
             for &(slot, rows) in &slots {
-                pieces.push(Piece { slot, expert, rows: next..next + rows });
-                next += rows;
+                let end = if slot == Slot::PositionEmbedding { rows } else { next + rows };
+                pieces.push(Piece { slot, expert, rows: next..end });
+                next = end;
             }
         }
         let rotates = matches!(entry.serves, Serves::One(Slot::AttnQ | Slot::AttnK));

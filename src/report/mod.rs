@@ -159,7 +159,12 @@ impl Report {
         if let Some(pruning) = &pruning {
             pruning.notes(&mut notes);
         }
-        if let Some(missing) = findings.map(|findings| &findings.missing).filter(|missing| !missing.is_empty()) {
+        let missing = findings.map_or(&[][..], |findings| &findings.missing);
+        // What the plan has said is left out is not said again.
+        let said =
+            |name: &str| plan.notes.iter().any(|note| note.strip_prefix(name).is_some_and(|n| n.starts_with(':')));
+        let missing: Vec<&str> = missing.iter().map(String::as_str).filter(|name| !said(name)).collect();
+        if !missing.is_empty() {
             notes.push(format!("not in the output: {}", missing.join(", ")));
         }
         Self {

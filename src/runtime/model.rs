@@ -58,7 +58,7 @@ impl Projection {
 pub(super) struct Embedding {
     tokens: Arc<dyn Linear>,
     scale: f32,
-    positions: Option<(Arc<dyn Linear>, usize)>,
+    positions: Option<Arc<dyn Linear>>,
     max_positions: usize,
     types: Option<Arc<dyn Linear>>,
     norm: Option<Normalisation>,
@@ -81,7 +81,7 @@ impl Embedding {
             let tables = Tables {
                 tokens: &*self.tokens,
                 scale: self.scale,
-                positions: self.positions.as_ref().map(|(table, offset)| (&**table, offset + first)),
+                positions: self.positions.as_deref().map(|table| (table, *first)),
                 types: self.types.as_deref(),
             };
             let (out, after) = rest.split_at_mut(window.len() * width);
@@ -153,9 +153,7 @@ impl Model {
             tokens: table(Slot::TokenEmbedding, t.vocab)?,
             scale: t.embedding_scale,
             positions: match t.position {
-                Position::Learned { offset } => {
-                    Some((table(Slot::PositionEmbedding, t.max_positions + offset)?, offset))
-                }
+                Position::Learned { .. } => Some(table(Slot::PositionEmbedding, t.max_positions)?),
                 Position::Rope(_) => None,
             },
             max_positions: t.max_positions,

@@ -37,10 +37,7 @@ pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsa
         ));
     }
     match &t.position {
-        Position::Learned { offset: 0 } => {}
-        Position::Learned { offset } => {
-            return refuse(format!("its positions are counted from {offset}, and llama.cpp counts from 0"));
-        }
+        Position::Learned { .. } => {}
         Position::Rope(ropes) => {
             for (rope, window) in ropes.iter().zip(&t.windows) {
                 let local = arch == "gemma3" && window.is_some();
@@ -66,9 +63,20 @@ pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsa
             }
         }
     }
+    let mut notes = Vec::new();
     let window = t.windows.iter().flatten().min().filter(|window| arch != "gemma3" && **window < t.max_positions);
-    let note = window.map(|window| {
-        format!("attention sees the latest {window} positions, and in llama.cpp's {arch} all: texts up to {window} tokens are the same")
-    });
-    Ok(note.into_iter().collect())
+    if let Some(window) = window {
+        notes.push(format!(
+            "attention sees the latest {window} positions, and in llama.cpp's {arch} all of them; up to {window} tokens that is the same"
+        ));
+    }
+    if let Position::Rope(ropes) = &t.position
+        && let Some(RopeScaling::Long { original_context, .. }) = ropes.first().map(|rope| &rope.scaling)
+    {
+        notes.push(format!(
+            "llama.cpp rotates by the factors for long texts as soon as its context (-c) is larger than {original_context}, \
+             whatever the length of the text"
+        ));
+    }
+    Ok(notes)
 }

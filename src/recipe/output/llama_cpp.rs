@@ -9,7 +9,7 @@ use super::{Tensor, Tensors};
 use crate::dialect::llama_cpp::{self as dialect, Unsayable};
 use crate::encoding::Encoding;
 use crate::family::table::{Expected, Gguf};
-use crate::family::{Architecture, Family, Role, Transformer};
+use crate::family::{Architecture, Family, Position, Role, Transformer};
 use crate::loader::{Checkpoint, Piece, Pooling, Tokenizer, matrix, read_json};
 use crate::recipe::{Error, Plan, Recipe, Result};
 
@@ -96,6 +96,9 @@ fn tensor(checkpoint: &Checkpoint, place: &Gguf, members: &[&Expected]) -> Optio
         shape.insert(0, members.len() as u64);
     }
     let role = if place.stacked { Role::Experts } else { first.role };
+    if !place.stacked {
+        shape[0] = pieces.iter().map(|piece| piece.rows.end - piece.rows.start).sum();
+    }
     let (rows, cols) = matrix(role, &shape);
     // A stack of experts has no name in the other dialect.
     let canonical = if place.stacked { &place.name } else { &checkpoint.weights()[pieces.first()?.weight].name };
@@ -146,7 +149,9 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
         .map_err(|Unsayable { problem, next }| refuse(checkpoint, problem, next))?;
     all.push("modelpress.version", Value::String(env!("CARGO_PKG_VERSION").into()));
     all.push("modelpress.recipe", Value::String(recipe.describe()));
-    if let Some(config) = checkpoint.config() {
+    // Positions that are not counted from 0 are written as if they were, so that the config no longer fits.
+    let counted = !matches!(transformer.position, Position::Learned { offset: 1.. });
+    if let Some(config) = checkpoint.config().filter(|_| counted) {
         all.push(dialect::CONFIG_KEY, Value::String(config.to_string()));
     }
     Ok(all)

@@ -201,7 +201,9 @@ fn sentencepiece(original: &Original<'_>, all: &mut Metadata) -> Result<(), Unsa
         }
     }
     let mut scores = scores_of(&tokens, &json["model"]["merges"]);
-    listed.iter().filter_map(|id| scores.get_mut(*id)).for_each(|score| *score = BY_HAND);
+    for id in listed.into_iter().filter(|id| *id < original.vocab) {
+        scores[id] = BY_HAND;
+    }
     all.push("tokenizer.ggml.model", "llama");
     all.push("tokenizer.ggml.pre", "default");
     tokens.push(all)?;

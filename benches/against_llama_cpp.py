@@ -2,7 +2,7 @@
 
     CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" pip install --no-cache-dir llama-cpp-python==0.3.36
     cargo build --release
-    python3 benches/llama_cpp.py target/release/compress MODEL [--types f32,f16,q8_0,q4_k_m]
+    python3 benches/against_llama_cpp.py target/release/compress MODEL [--types f32,f16,q8_0,q4_k_m]
 
 MODEL is a Hugging Face folder of a decoder with a valid.txt. Windows are as `compress check --context 256` takes them: the first token,
 then 255 tokens of the text, all of which are predicted; 100 of them. The KV cache is in f32. Ends with 1 where the programs differ by more than 0.1% in a type that

@@ -32,7 +32,8 @@ pub fn compare(
     for line in text::lines(&text.content) {
         let ids = tokenizer
             .encode_whole(line, context)
-            .map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
+            .map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?
+            .tokens;
         tokens += ids.len();
         if tokens > options.tokens && !windows.is_empty() {
             break;

@@ -172,7 +172,14 @@ pub type NotCompared = String;
 
 /// The original's tokenizer, or why outputs cannot be compared without it.
 fn tokenizer(original: &Checkpoint) -> Result<Result<Tokenizer, NotCompared>> {
-    Ok(original.tokenizer()?.ok_or_else(|| "there is no tokenizer.json beside the weights".to_owned()))
+    match original.tokenizer() {
+        // There is one, but none that can be rebuilt.
+        Err(e) if original.companions().file("tokenizer.json").is_none() => Ok(Err(e.to_string())),
+        found => Ok(found?.ok_or_else(|| match original.gguf() {
+            Some(_) => "there is no tokenizer in the file's metadata, and no tokenizer.json beside it".to_owned(),
+            None => "there is no tokenizer.json beside the weights".to_owned(),
+        })),
+    }
 }
 
 /// Longest window where no flag says otherwise, if the model takes as much.

@@ -13,7 +13,7 @@ use super::{Failure, print, print_json, progress, stream};
 use crate::check::{chain, text};
 use crate::family::Kind;
 use crate::job::Job;
-use crate::loader::{ChatTemplate, Checkpoint, Options, Pooling, Tokenizer};
+use crate::loader::{ChatTemplate, Checkpoint, Options, Pooling, Tokenizer, Whole};
 use crate::runtime::{self, End, Sampler};
 
 /// Texts that are embedded together.
@@ -64,10 +64,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 
 fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
     checkpoint.tokenizer()?.ok_or_else(|| {
-        let folder = checkpoint.files().folder.display();
-        Failure::Model(format!(
-            "{folder}: found no tokenizer.json, expected the model's tokenizer. Put it beside the weights"
-        ))
+        let found = match checkpoint.gguf() {
+            Some(_) => format!("{}: found no tokenizer in the file's metadata", checkpoint.path().display()),
+            None => format!("{}: found no tokenizer.json", checkpoint.files().folder.display()),
+        };
+        Failure::Model(format!("{found}, expected the model's tokenizer. Put its tokenizer.json beside the weights"))
     })
 }
 
@@ -139,11 +140,14 @@ fn embed(args: &RunArgs, checkpoint: &Arc<Checkpoint>, file: &Path, job: &Job) -
     let normalised = modules.iter().any(|module| kind(module) == "Normalize");
     let pooling = companions.pooling.unwrap_or(Pooling::Mean);
     let model = runtime::load(checkpoint)?;
-    let longest = model.shape().max_positions;
+    let longest = companions.max_seq_length()?.unwrap_or(usize::MAX).min(model.shape().max_positions);
     let text = text::load(Some(file))?;
+    let mut cut = 0;
     for texts in text::lines(&text.content).chunks(TEXTS) {
-        let encode = |text: &&str| tokenizer.encode_whole(text, longest).map_err(refused);
-        let windows: Vec<Vec<u32>> = texts.iter().map(encode).collect::<Result<_, _>>()?;
+        let whole = texts.iter().map(|text| tokenizer.encode_whole(text, longest).map_err(refused));
+        let whole: Vec<Whole> = whole.collect::<Result<_, _>>()?;
+        cut += whole.iter().filter(|whole| whole.cut).count();
+        let windows: Vec<Vec<u32>> = whole.into_iter().map(|whole| whole.tokens).collect();
         let embeddings = runtime::embed(&[&model], &windows, pooling, job, "embed")?.concat();
         for (text, mut embedding) in texts.iter().zip(embeddings) {
             if normalised {
@@ -151,6 +155,10 @@ fn embed(args: &RunArgs, checkpoint: &Arc<Checkpoint>, file: &Path, job: &Job) -
             }
             print_json(&Embedded { text, embedding })?;
         }
+    }
+    if cut > 0 && !args.common.quiet {
+        let lines = if cut == 1 { "1 line was".to_owned() } else { format!("{cut} lines were") };
+        eprintln!("compress: {}: {lines} cut to the {longest} tokens that the model takes", file.display());
     }
     Ok(())
 }

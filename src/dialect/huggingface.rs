@@ -8,6 +8,20 @@ pub const QUANTIZATION: &str = "modelpress.quantization_config";
 /// The key under which a file's own metadata hold its recipe's rules.
 pub const RULES: &str = "modelpress.rules";
 
+/// The files of a model's folder that say what its config and its weights do not: tokenizer, generation, pooling.
+pub const FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+];
+
 /// The class of a module in PyTorch, by which compressed-tensors finds what a group is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {

@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 
-use super::companions::{Companions, read_json};
+use super::companions::{Companion, Companions};
 use super::{Error, Result};
 
 /// Steps that a template may take. Real ones take some hundred for each message.
@@ -32,15 +32,15 @@ impl ChatTemplate {
     /// # Errors
     /// A model without one, or a file that cannot be read.
     pub fn read(companions: &Companions, model: &Path) -> Result<Self> {
-        let config: Value = companions.tokenizer_config.as_deref().map(read_json).transpose()?.unwrap_or_default();
+        let tokenizer_config = companions.file("tokenizer_config.json");
+        let config: Value = tokenizer_config.map(Companion::json).transpose()?.unwrap_or_default();
         let token = |name: &str| {
             let token = config.get(name)?;
             token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
         };
         let (bos, eos) = (token("bos_token"), token("eos_token"));
-        if let Some(file) = &companions.chat_template {
-            let source = std::fs::read_to_string(file).map_err(formats::Error::io(file, "read"))?;
-            return Ok(Self { file: file.clone(), source, bos, eos });
+        if let Some(file) = companions.file("chat_template.jinja") {
+            return Ok(Self { file: file.path().to_owned(), source: file.text()?, bos, eos });
         }
         let named = |list: &Vec<Value>| {
             let default = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))?;
@@ -51,8 +51,8 @@ impl ChatTemplate {
             Some(Value::Array(list)) => named(list),
             _ => None,
         };
-        match (source, &companions.tokenizer_config) {
-            (Some(source), Some(file)) => Ok(Self { file: file.clone(), source, bos, eos }),
+        match (source, tokenizer_config) {
+            (Some(source), Some(file)) => Ok(Self { file: file.path().to_owned(), source, bos, eos }),
             _ => Err(Error::Companion {
                 file: model.to_owned(),
                 found: "no chat template".into(),

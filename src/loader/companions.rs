@@ -1,32 +1,81 @@
 //! The files beside the weights: config, tokenizer, pooling.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Error, Result};
+use crate::dialect::huggingface::FILES;
 
 /// JSON files of a model are at most this large; a tokenizer of 250,000 tokens takes some 30 MB.
 const MOST_JSON: u64 = 256 << 20;
 
-/// What lies beside the weights.
+/// What lies beside the weights, or is carried by a GGUF file in its place.
 #[derive(Debug, Clone, Default)]
 pub struct Companions {
     /// The model's configuration and where it was read.
     pub config: Option<(PathBuf, Value)>,
-    /// The tokenizer's file.
-    pub tokenizer: Option<PathBuf>,
     /// How a sentence encoder makes one vector of many.
     pub pooling: Option<Pooling>,
     /// The types of a sentence encoder's modules, from `modules.json`.
     pub modules: Option<Vec<String>>,
-    /// `generation_config.json`.
-    pub generation: Option<PathBuf>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<PathBuf>,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<PathBuf>,
+    files: BTreeMap<&'static str, Companion>,
+}
+
+/// One file beside the weights, or its text within a GGUF file.
+#[derive(Debug, Clone)]
+pub struct Companion {
+    path: PathBuf,
+    text: Option<Arc<str>>,
+}
+
+impl Companion {
+    /// The file of a path.
+    pub fn file(path: &Path) -> Self {
+        Self { path: path.to_owned(), text: None }
+    }
+
+    /// A text within a file.
+    pub fn within(path: &Path, text: impl Into<Arc<str>>) -> Self {
+        Self { path: path.to_owned(), text: Some(text.into()) }
+    }
+
+    /// The file itself, or the GGUF file that carries its text.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is too large to be what its name says.
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        match &self.text {
+            Some(text) => Ok(Cow::Borrowed(text.as_bytes())),
+            None => read_bounded(&self.path).map(Cow::Owned),
+        }
+    }
+
+    /// Its text.
+    ///
+    /// # Errors
+    /// As [`Companion::bytes`], or what is no text.
+    pub fn text(&self) -> Result<String> {
+        String::from_utf8(self.bytes()?.into_owned())
+            .map_err(|e| wrong(&self.path, format!("bytes that are no text ({e})")))
+    }
+
+    /// What its JSON says.
+    ///
+    /// # Errors
+    /// As [`Companion::bytes`], or JSON that does not parse.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        parse(&self.path, &self.bytes()?)
+    }
 }
 
 /// How a sentence encoder makes one vector of its positions' vectors (sentence-transformers' `1_Pooling/config.json`).
@@ -43,17 +92,14 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// llama.cpp's numbers (`llama_pooling_type`).
-    const LLAMA_CPP: [(Self, u32); 3] = [(Self::Mean, 1), (Self::Cls, 2), (Self::LastToken, 3)];
-
-    /// llama.cpp's number, if it pools so.
+    /// llama.cpp's number (`llama_pooling_type`), if it pools so.
     pub fn llama_cpp(self) -> Option<u32> {
-        Self::LLAMA_CPP.iter().find(|(pooling, _)| *pooling == self).map(|(_, number)| *number)
-    }
-
-    /// The pooling of llama.cpp's number.
-    pub fn from_llama_cpp(number: u64) -> Option<Self> {
-        Self::LLAMA_CPP.iter().find(|(_, known)| u64::from(*known) == number).map(|(pooling, _)| *pooling)
+        match self {
+            Self::Mean => Some(1),
+            Self::Cls => Some(2),
+            Self::LastToken => Some(3),
+            Self::Max => None,
+        }
     }
 }
 
@@ -66,29 +112,44 @@ impl Companions {
         let present = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
         let config =
             present("config.json").map(|path| Ok::<_, Error>((path.clone(), read_json(&path)?))).transpose()?;
-        let pooling = present("1_Pooling/config.json").map(|path| read_pooling(&path)).transpose()?;
-        let modules = present("modules.json").map(|path| read_modules(&path)).transpose()?;
-        Ok(Self {
-            config,
-            tokenizer: present("tokenizer.json"),
-            pooling,
-            modules,
-            generation: present("generation_config.json"),
-            tokenizer_config: present("tokenizer_config.json"),
-            chat_template: present("chat_template.jinja"),
-        })
+        let files = FILES.iter().filter_map(|name| Some((*name, Companion::file(&present(name)?))));
+        Self { config, files: files.collect(), ..Self::default() }.understood()
+    }
+
+    /// Texts by name, that the file `path` carries.
+    ///
+    /// # Errors
+    /// JSON that does not parse.
+    pub fn carried(path: &Path, texts: impl IntoIterator<Item = (&'static str, String)>) -> Result<Self> {
+        let files = texts.into_iter().map(|(name, text)| (name, Companion::within(path, text)));
+        Self { files: files.collect(), ..Self::default() }.understood()
+    }
+
+    fn understood(mut self) -> Result<Self> {
+        self.pooling = self.file("1_Pooling/config.json").map(read_pooling).transpose()?;
+        self.modules = self.file("modules.json").map(read_modules).transpose()?;
+        Ok(self)
+    }
+
+    /// The file of a name.
+    pub fn file(&self, name: &str) -> Option<&Companion> {
+        self.files.get(name)
+    }
+
+    /// All files but the config, by their names in a model's folder.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Companion)> {
+        self.files.iter().map(|(name, file)| (*name, file))
     }
 
     /// These, and from `other` what these lack.
     pub fn or(self, other: &Companions) -> Self {
+        let mut files = other.files.clone();
+        files.extend(self.files);
         Self {
             config: self.config.or_else(|| other.config.clone()),
-            tokenizer: self.tokenizer.or_else(|| other.tokenizer.clone()),
             pooling: self.pooling.or(other.pooling),
             modules: self.modules.or_else(|| other.modules.clone()),
-            generation: self.generation.or_else(|| other.generation.clone()),
-            tokenizer_config: self.tokenizer_config.or_else(|| other.tokenizer_config.clone()),
-            chat_template: self.chat_template.or_else(|| other.chat_template.clone()),
+            files,
         }
     }
 
@@ -97,7 +158,7 @@ impl Companions {
     /// # Errors
     /// A generation config that does not parse.
     pub fn stop_tokens(&self) -> Result<Vec<u32>> {
-        let generation: Option<Value> = self.generation.as_deref().map(read_json).transpose()?;
+        let generation: Option<Value> = self.file("generation_config.json").map(Companion::json).transpose()?;
         let configs = generation.iter().chain(self.config.iter().map(|(_, config)| config));
         let ids = |value: &Value| match value {
             Value::Array(ids) => ids.clone(),
@@ -112,21 +173,31 @@ impl Companions {
         stop.dedup();
         Ok(stop)
     }
+
+    /// The most positions that a sentence encoder takes, special tokens included (`max_seq_length`).
+    ///
+    /// # Errors
+    /// A `sentence_bert_config.json` that does not parse.
+    pub fn max_seq_length(&self) -> Result<Option<usize>> {
+        let config: Option<Value> = self.file("sentence_bert_config.json").map(Companion::json).transpose()?;
+        let longest = config.as_ref().and_then(|config| config.get("max_seq_length")).and_then(Value::as_u64);
+        Ok(longest.map(|longest| longest as usize))
+    }
 }
 
 /// The types of a sentence encoder's modules, such as `sentence_transformers.models.Pooling`.
-fn read_modules(path: &Path) -> Result<Vec<String>> {
+fn read_modules(file: &Companion) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Module {
         #[serde(rename = "type")]
         kind: String,
     }
-    let modules: Vec<Module> = read_json(path)?;
+    let modules: Vec<Module> = file.json()?;
     Ok(modules.into_iter().map(|module| module.kind).collect())
 }
 
-fn read_pooling(path: &Path) -> Result<Pooling> {
-    let config: Value = read_json(path)?;
+fn read_pooling(file: &Companion) -> Result<Pooling> {
+    let config: Value = file.json()?;
     let modes = [
         ("pooling_mode_mean_tokens", Pooling::Mean),
         ("pooling_mode_cls_token", Pooling::Cls),
@@ -145,7 +216,7 @@ fn read_pooling(path: &Path) -> Result<Pooling> {
         [] => Ok(Pooling::Mean),
         [one] if known(one).is_some() => Ok(known(one).unwrap_or(Pooling::Mean)),
         other => Err(Error::Companion {
-            file: path.to_owned(),
+            file: file.path().to_owned(),
             found: other.join(" and "),
             expected: "one of mean, cls, max and last token pooling".into(),
             next: "Other poolings are not supported yet; use --no-check to compress without comparing outputs".into(),
@@ -154,17 +225,27 @@ fn read_pooling(path: &Path) -> Result<Pooling> {
 }
 
 /// Reads a JSON file of bounded size.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse(path, &read_bounded(path)?)
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let len = std::fs::metadata(path).map_err(formats::Error::io(path, "open"))?.len();
-    let wrong = |found: String| Error::Companion {
+    if len > MOST_JSON {
+        return Err(wrong(path, format!("{len} bytes")));
+    }
+    Ok(std::fs::read(path).map_err(formats::Error::io(path, "read"))?)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| wrong(path, format!("something that does not parse ({e})")))
+}
+
+fn wrong(path: &Path, found: String) -> Error {
+    Error::Companion {
         file: path.to_owned(),
         found,
         expected: "a JSON file as transformers writes it".into(),
         next: "Download the file again".into(),
-    };
-    if len > MOST_JSON {
-        return Err(wrong(format!("{len} bytes")));
     }
-    let bytes = std::fs::read(path).map_err(formats::Error::io(path, "read"))?;
-    serde_json::from_slice(&bytes).map_err(|e| wrong(format!("something that does not parse ({e})")))
 }

@@ -22,11 +22,10 @@ use crate::family::table::{self, Expected};
 use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
 
 pub use chat::ChatTemplate;
-pub(crate) use companions::read_json;
-pub use companions::{Companions, Pooling};
+pub use companions::{Companion, Companions, Pooling};
 pub use error::{Error, Result};
 pub use files::{INDEX, Index, SINGLE, WeightFiles};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Tokenizer, Whole};
 pub use view::{Fetch, Piece, Scratch, View};
 pub use weights::{TensorRef, Weight, matrix};
 
@@ -107,16 +106,16 @@ impl Checkpoint {
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
-            let arch = gguf.get_str("general.architecture").unwrap_or_default();
-            let pooling = gguf.get_u64(&format!("{arch}.pooling_type")).and_then(Pooling::from_llama_cpp);
+            let carried = llama_cpp::tokenizer::companions(gguf);
+            let carried = Companions::carried(self.sources[0].path(), carried)?;
             let factors = self.rope_factors()?;
             let names = self.weights.iter().map(|weight| weight.name.as_str()).collect();
             let config = llama_cpp::config(gguf, &names, &factors);
-            self.companions.pooling = self.companions.pooling.or(pooling);
             match config {
                 Ok(config) => self.companions.config = Some((self.sources[0].path().to_owned(), config)),
                 Err(why) => self.no_family = Some(why),
             }
+            self.companions = std::mem::take(&mut self.companions).or(&carried);
         }
         self.find_family()?;
         if let (Format::Gguf, Some(family)) = (self.format(), &self.family) {
@@ -319,12 +318,31 @@ impl Checkpoint {
         self.companions.config.as_ref().map(|(_, config)| config)
     }
 
-    /// The model's tokenizer, if there is one beside the weights.
+    /// The model's `tokenizer.json`: the one beside the weights or carried by a GGUF file, else one that is rebuilt from the
+    /// GGUF file's keys.
+    ///
+    /// # Errors
+    /// A kind of tokenizer that cannot be rebuilt.
+    pub fn tokenizer_json(&self) -> Result<Option<Companion>> {
+        let (None, Some(gguf)) = (self.companions.file("tokenizer.json"), self.gguf()) else {
+            return Ok(self.companions.file("tokenizer.json").cloned());
+        };
+        let file = self.sources[0].path();
+        let json = llama_cpp::tokenizer::tokenizer_json(gguf).map_err(|found| Error::Companion {
+            file: file.to_owned(),
+            found,
+            expected: "a tokenizer that can be rebuilt from the file's metadata".into(),
+            next: "Put the model's tokenizer.json beside it".into(),
+        })?;
+        Ok(json.map(|json| Companion::within(file, format!("{json:#}\n"))))
+    }
+
+    /// The model's tokenizer, if it has one.
     ///
     /// # Errors
     /// A tokenizer that cannot be read.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        self.companions.tokenizer.as_deref().map(Tokenizer::read).transpose()
+        self.tokenizer_json()?.as_ref().map(Tokenizer::read).transpose()
     }
 
     /// The pieces that serve a slot.

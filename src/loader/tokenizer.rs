@@ -1,8 +1,28 @@
 //! From text to token numbers, through the `tokenizers` crate.
 
-use std::path::Path;
+use super::{Companion, Error, Result};
 
-use super::{Error, Result};
+/// What tokenizers cut in different ways: words, contractions, numbers, code, spaces, lines, scripts, marks, emoji.
+const SAMPLES: &[&str] = &[
+    "In the beginning God created the heaven and the earth. And the earth was without form, and void;",
+    "I'll say it's WE'VE don't they'd  two  spaces   three\tand a tab \n a line\n\n\nthree lines  \n ends ",
+    " leading space",
+    "1 12 123 1234 12345678901 3.14159 1,000,000 ½ ² 0x1F Ⅻ",
+    "fn main() { let x: Vec<u8> = vec![1, 2]; }\n\tif (a != b && c->d) { return \"text\"; } // done\r\n",
+    "camelCase snake_case SCREAMING_CASE HTMLParser iPhone https://example.org/a?b=c&d=%20#e",
+    "Ünïcödé façade Größe naïve ŁÓDŹ Ελληνικά Привет мир שלום مرحبا हिन्दी ภาษาไทย 한국어 日本語のテキスト 中文，标点。",
+    "🙂👍🏽 👩‍👩‍👧 €100 «quoted» — dash … ‘x’ “y” !!! ??? ... --- *** ~~~ ^^^ |||",
+    "…\u{a0}…\u{3000}…\u{200b}…",
+];
+
+/// The tokens of a whole text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whole {
+    /// The tokens, special ones included.
+    pub tokens: Vec<u32>,
+    /// Whether text was left out.
+    pub cut: bool,
+}
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -11,14 +31,18 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`. Its own truncation and padding are set aside: the caller knows its windows.
-    pub fn read(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// What is none.
+    pub fn read(file: &Companion) -> Result<Self> {
         let wrong = |found: String| Error::Companion {
-            file: path.to_owned(),
+            file: file.path().to_owned(),
             found,
             expected: "a tokenizer.json as the tokenizers library writes it".into(),
             next: "Download the file again".into(),
         };
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|e| wrong(format!("a problem ({e})")))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(file.bytes()?).map_err(|e| wrong(format!("a problem ({e})")))?;
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?.with_padding(None);
         Ok(Self { inner })
     }
@@ -30,25 +54,41 @@ impl Tokenizer {
 
     /// The tokens of a text as the model expects a whole one, with its special tokens, cut to at most `longest`. What is cut
     /// is text; the special tokens stay.
-    pub fn encode_whole(&self, text: &str, longest: usize) -> Result<Vec<u32>, String> {
+    pub fn encode_whole(&self, text: &str, longest: usize) -> Result<Whole, String> {
         let special = self.inner.encode_fast("", true).map_err(|e| e.to_string())?.len();
-        let ids = self.encode(text)?;
-        let room = longest.saturating_sub(special);
-        if ids.len() <= room {
-            return Ok(self.inner.encode_fast(text, true).map_err(|e| e.to_string())?.get_ids().to_vec());
+        let cut = self.encode(text)?.len() > longest.saturating_sub(special);
+        let encode = |inner: &tokenizers::Tokenizer| {
+            let tokens = inner.encode_fast(text, true).map_err(|e| e.to_string())?.get_ids().to_vec();
+            Ok(Whole { tokens, cut })
+        };
+        if !cut {
+            return encode(&self.inner);
         }
         let mut inner = self.inner.clone();
         let params = tokenizers::TruncationParams { max_length: longest, ..Default::default() };
         inner.with_truncation(Some(params)).map_err(|e| e.to_string())?;
-        Ok(inner.encode_fast(text, true).map_err(|e| e.to_string())?.get_ids().to_vec())
+        encode(&inner)
     }
 
     /// The token that the tokenizer puts before every text, if it puts one.
     pub fn bos(&self) -> Option<u32> {
+        self.around().0
+    }
+
+    /// The tokens that it puts before and after every text.
+    pub fn around(&self) -> (Option<u32>, Option<u32>) {
         let ids = |special| Some(self.inner.encode_fast("a", special).ok()?.get_ids().to_vec());
-        let (whole, text) = (ids(true)?, ids(false)?);
-        let (first, rest) = whole.split_first()?;
-        (rest.len() >= text.len() && rest.starts_with(&text)).then_some(*first)
+        let (Some(whole), Some(text)) = (ids(true), ids(false)) else { return (None, None) };
+        match whole.windows(text.len().max(1)).position(|window| window == text) {
+            Some(at) => (at.checked_sub(1).map(|at| whole[at]), whole.get(at + text.len()).copied()),
+            None => (None, None),
+        }
+    }
+
+    /// A text that another tokenizer cuts in another way, of some that tokenizers differ in.
+    pub fn differs(&self, other: &Self) -> Option<&'static str> {
+        let ids = |of: &Self, text: &str| Some(of.inner.encode_fast(text, true).ok()?.get_ids().to_vec());
+        SAMPLES.iter().find(|text| ids(self, text) != ids(other, text)).copied()
     }
 
     /// The number of a token, by its text.

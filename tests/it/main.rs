@@ -16,3 +16,4 @@ mod run;
 mod seams;
 mod session;
 mod support;
+mod tokenizers;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use modelpress::job::Job;
-use modelpress::loader::{Checkpoint, Options, Pooling, Tokenizer};
+use modelpress::loader::{Checkpoint, Companion, Options, Pooling, Tokenizer};
 use modelpress::runtime::{self, embed};
 
 use crate::args;
@@ -31,8 +31,9 @@ fn embeddings_are_transformers() {
     let mask: Vec<i64> = golden["attention_mask"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
     let width = golden["input_ids"].1[1];
     let sentences = std::fs::read_to_string(fixture("minilm/sentences.txt")).unwrap();
-    let tokenizer = Tokenizer::read(&folder.join("tokenizer.json")).unwrap();
-    let windows: Vec<Vec<u32>> = sentences.lines().map(|line| tokenizer.encode_whole(line, 512).unwrap()).collect();
+    let tokenizer = Tokenizer::read(&Companion::file(&folder.join("tokenizer.json"))).unwrap();
+    let windows: Vec<Vec<u32>> =
+        sentences.lines().map(|line| tokenizer.encode_whole(line, 512).unwrap().tokens).collect();
     for (i, window) in windows.iter().enumerate() {
         let row = i * width..(i + 1) * width;
         let expected: Vec<u32> =

@@ -5,7 +5,7 @@ mod config;
 mod differences;
 mod metadata;
 mod rope;
-mod tokenizer;
+pub mod tokenizer;
 
 use std::collections::HashMap;
 
@@ -18,7 +18,6 @@ pub use config::{CONFIG_KEY, ROPE_FACTORS, config};
 pub use differences::differences;
 pub use metadata::{architecture, file_type};
 pub use rope::rope_factors;
-pub use tokenizer::tokenizer;
 
 /// What llama.cpp cannot be told, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use formats::gguf::{Metadata, Value};
 use formats::{Dtype, TensorMeta};
 
 use super::{Tensor, Tensors};
-use crate::dialect::llama_cpp::{self as dialect, Unsayable};
+use crate::dialect::llama_cpp::{self as dialect, Unsayable, tokenizer};
 use crate::encoding::Encoding;
 use crate::family::table::{Expected, Gguf};
 use crate::family::{Architecture, Family, Position, Role, Transformer};
-use crate::loader::{Checkpoint, Piece, Pooling, Tokenizer, matrix, read_json};
+use crate::loader::{Checkpoint, Companion, Piece, Pooling, Tokenizer, matrix};
 use crate::recipe::{Error, Plan, Recipe, Result};
 
 fn refuse(checkpoint: &Checkpoint, problem: impl Into<String>, next: impl Into<String>) -> Error {
@@ -137,16 +137,10 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
     };
     all.push("general.file_type", Value::U32(file_type));
     all.push("general.quantization_version", Value::U32(2));
-    let Some(path) = &checkpoint.companions().tokenizer else {
-        return Err(refuse(
-            checkpoint,
-            "there is no tokenizer.json",
-            "llama.cpp needs the tokenizer in the file: put tokenizer.json beside the weights",
-        ));
-    };
-    let adds_bos = Tokenizer::read(path)?.bos().is_some();
-    dialect::tokenizer(&read_json(path)?, checkpoint.config(), transformer.vocab, adds_bos, &mut all)
-        .map_err(|Unsayable { problem, next }| refuse(checkpoint, problem, next))?;
+    match checkpoint.gguf() {
+        Some(gguf) => all.entries.extend(gguf.entries.iter().filter(|(key, _)| tokenizer::stays(key)).cloned()),
+        None => add_tokenizer(checkpoint, transformer.vocab, &mut all)?,
+    }
     all.push("modelpress.version", Value::String(env!("CARGO_PKG_VERSION").into()));
     all.push("modelpress.recipe", Value::String(recipe.describe()));
     // Positions that are not counted from 0 are written as if they were, so that the config no longer fits.
@@ -155,6 +149,46 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
         all.push(dialect::CONFIG_KEY, Value::String(config.to_string()));
     }
     Ok(all)
+}
+
+/// The tokenizer's keys, and the files as they are, so that they return. What is written is read again, without those files,
+/// and cuts some texts as the original does.
+fn add_tokenizer(checkpoint: &Checkpoint, vocab: usize, all: &mut Metadata) -> Result<()> {
+    let companions = checkpoint.companions();
+    let Some(file) = companions.file("tokenizer.json") else {
+        return Err(refuse(
+            checkpoint,
+            "there is no tokenizer.json",
+            "llama.cpp needs the tokenizer in the file: put tokenizer.json beside the weights",
+        ));
+    };
+    let tokenizer = Tokenizer::read(file)?;
+    let (first, last) = tokenizer.around();
+    let config = companions.file("tokenizer_config.json").map(Companion::json).transpose()?;
+    let chat_template = companions.file("chat_template.jinja").map(Companion::text).transpose()?;
+    let original = tokenizer::Original {
+        json: &file.json()?,
+        config: config.as_ref(),
+        model: checkpoint.config(),
+        chat_template: chat_template.as_deref(),
+        vocab,
+        first,
+        last,
+    };
+    tokenizer::write(&original, all).map_err(|Unsayable { problem, next }| refuse(checkpoint, problem, next))?;
+    let rebuilt = tokenizer::tokenizer_json(all).map_err(|problem| refuse(checkpoint, problem, "Write safetensors"))?;
+    let rebuilt = rebuilt.map(|json| Tokenizer::read(&Companion::within(file.path(), json.to_string()))).transpose()?;
+    if let Some(text) = rebuilt.and_then(|rebuilt| tokenizer.differs(&rebuilt)) {
+        return Err(refuse(
+            checkpoint,
+            format!("llama.cpp would cut texts into other tokens than its tokenizer.json does, such as {text:?}"),
+            "Write safetensors instead: -o NAME.safetensors",
+        ));
+    }
+    for (name, file) in companions.files() {
+        tokenizer::carry(name, file.text()?, all);
+    }
+    Ok(())
 }
 
 /// The model's name for people: that of its folder, or of its file.

@@ -6,15 +6,20 @@
 
 mod dtype;
 mod error;
+mod gather;
 pub mod gguf;
 mod layout;
 mod limits;
 #[allow(unsafe_code)]
 mod map;
+pub mod npz;
+pub mod pytorch;
 pub mod safetensors;
 mod sink;
 mod source;
 mod tensor;
+mod unpacked;
+mod zip;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,21 +48,24 @@ pub enum Payload {
 /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if its content breaks its format's rules.
 pub fn open(path: &Path, access: Access, limits: &Limits) -> Result<Arc<Source>> {
     let data = source::Data::open(path, access)?;
-    let mut magic = [0u8; 4];
-    let known = data.len().min(4) as usize;
+    let mut magic = [0u8; 16];
+    let known = data.len().min(magic.len() as u64) as usize;
     data.read_at(0, &mut magic[..known]).map_err(Error::io(path, "read"))?;
-    let (format, contents) = match &magic {
-        b"GGUF" => (Format::Gguf, gguf::read(path, &data, limits)?),
-        b"PK\x03\x04" => {
-            return Err(Error::malformed(
-                path,
-                None,
-                "a zip file (PyTorch or npz)",
-                "a safetensors or GGUF file",
-                "Save the weights as safetensors first",
-            ));
+    let (format, contents) = if magic.starts_with(b"GGUF") {
+        (Format::Gguf, gguf::read(path, &data, limits)?)
+    } else if magic.starts_with(npz::MAGIC) {
+        (Format::Npz, npz::read_array(path, &data, limits)?)
+    } else if zip::FIRST.iter().any(|first| magic.starts_with(first)) {
+        let archive = zip::Archive::open(path, &data, limits)?;
+        if pytorch::is_one(&archive) {
+            (Format::Pytorch, pytorch::read(path, &data, &archive, limits)?)
+        } else {
+            (Format::Npz, npz::read_archive(path, &data, &archive, limits)?)
         }
-        _ => (Format::Safetensors, safetensors::read(path, &data, limits)?),
+    } else if magic[0] == 0x80 && magic[2..].starts_with(pytorch::MAGIC) {
+        (Format::Pytorch, pytorch::read_legacy(path, &data, limits)?)
+    } else {
+        (Format::Safetensors, safetensors::read(path, &data, limits)?)
     };
     Ok(Arc::new(Source::new(path, format, contents, data)))
 }

@@ -18,6 +18,10 @@ pub enum Format {
     Safetensors,
     /// ggml's GGUF.
     Gguf,
+    /// numpy's `.npz` archive of arrays, or one `.npy` array.
+    Npz,
+    /// PyTorch's checkpoints: `.pt`, `.pth`, `.bin`.
+    Pytorch,
 }
 
 impl Format {
@@ -26,6 +30,8 @@ impl Format {
         match self {
             Format::Safetensors => "safetensors",
             Format::Gguf => "GGUF",
+            Format::Npz => "npz",
+            Format::Pytorch => "PyTorch",
         }
     }
 }
@@ -50,22 +56,27 @@ pub struct Source {
     metadata: BTreeMap<String, String>,
     payload: Payload,
     data: Data,
+    unpacked: Option<Data>,
 }
 
 /// What a reader finds in a file's header.
+#[derive(Default)]
 pub(crate) struct Contents {
     pub tensors: Vec<TensorMeta>,
-    /// Byte range of each tensor in the file.
+    /// Byte range of each tensor in the file; one past the file's end lies in `unpacked`, counted from that end.
     pub places: Vec<Range<u64>>,
     pub metadata: BTreeMap<String, String>,
     pub payload: Payload,
+    /// What the file holds compressed or in another order, as tensors hold it.
+    pub unpacked: Option<Data>,
 }
 
 impl Source {
     pub(crate) fn new(path: &Path, format: Format, contents: Contents, data: Data) -> Self {
-        let Contents { tensors, places, metadata, payload } = contents;
-        debug_assert!(places.iter().all(|place| place.end <= data.stamp.len));
-        Self { path: path.to_owned(), format, tensors, places, metadata, payload, data }
+        let Contents { tensors, places, metadata, payload, unpacked } = contents;
+        let all = data.len() + unpacked.as_ref().map_or(0, Data::len);
+        debug_assert!(places.iter().all(|place| place.is_empty() || place.end <= all));
+        Self { path: path.to_owned(), format, tensors, places, metadata, payload, data, unpacked }
     }
 
     /// The path by which the file was opened.
@@ -98,15 +109,27 @@ impl Source {
         self.data.stamp.len
     }
 
-    /// The byte range of a tensor in the file.
+    /// The byte range of a tensor in the file. What had to be unpacked or put in order lies past the file's end.
     pub fn place(&self, tensor: usize) -> Range<u64> {
         self.places[tensor].clone()
     }
 
+    /// The data in which a tensor lies, and where.
+    fn locate(&self, tensor: usize) -> (&Data, Range<u64>) {
+        let place = self.places[tensor].clone();
+        match &self.unpacked {
+            _ if place.is_empty() => (&self.data, 0..0),
+            Some(unpacked) if place.start >= self.data.len() => {
+                (unpacked, place.start - self.data.len()..place.end - self.data.len())
+            }
+            _ => (&self.data, place),
+        }
+    }
+
     /// The bytes of a tensor, if the file is mapped.
     pub fn bytes(&self, tensor: usize) -> Option<&[u8]> {
-        let place = &self.places[tensor];
-        match &self.data.bytes {
+        let (data, place) = self.locate(tensor);
+        match &data.bytes {
             Bytes::Mapped(map) => Some(&map[place.start as usize..place.end as usize]),
             Bytes::File(_) => None,
         }
@@ -114,24 +137,16 @@ impl Source {
 
     /// Fills `buffer` with the bytes of a tensor from `offset` within it. Works however the file was opened.
     pub fn read_at(&self, tensor: usize, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let place = &self.places[tensor];
+        let (data, place) = self.locate(tensor);
         let start = place.start + offset;
         assert!(start + buffer.len() as u64 <= place.end, "read past the end of a tensor");
-        match &self.data.bytes {
-            Bytes::Mapped(map) => {
-                buffer.copy_from_slice(&map[start as usize..start as usize + buffer.len()]);
-                Ok(())
-            }
-            Bytes::File(_) => self.data.read_at(start, buffer).map_err(Error::io(&self.path, "read")),
-        }
+        data.read_at(start, buffer).map_err(Error::io(&self.path, "read"))
     }
 
     /// Tells the system that a tensor's mapped bytes are not needed soon.
     pub fn release(&self, tensor: usize, range: Range<u64>) {
-        if let Bytes::Mapped(map) = &self.data.bytes {
-            let place = &self.places[tensor];
-            map.release((place.start + range.start) as usize, (range.end - range.start) as usize);
-        }
+        let (data, place) = self.locate(tensor);
+        data.release(place.start + range.start..place.start + range.end);
     }
 
     /// An error if the file's size or time of change is no longer what it was when it was opened.
@@ -197,6 +212,12 @@ impl Data {
                 "Give a file or a folder with model.safetensors",
             ));
         }
+        Self::of(path, file, access)
+    }
+
+    /// The bytes of a file that is open already.
+    pub fn of(path: &Path, file: File, access: Access) -> Result<Self> {
+        let meta = file.metadata().map_err(Error::io(path, "open"))?;
         let stamp = Stamp::from(&meta).map_err(Error::io(path, "open"))?;
         let bytes = match access {
             Access::Mapped => Bytes::Mapped(Map::new(&file).map_err(Error::io(path, "map"))?),
@@ -206,6 +227,14 @@ impl Data {
             Access::Read => Bytes::File(std::sync::Mutex::new(file)),
         };
         Ok(Self { path: path.to_owned(), bytes, stamp })
+    }
+
+    /// How the bytes are reached.
+    pub fn access(&self) -> Access {
+        match self.bytes {
+            Bytes::Mapped(_) => Access::Mapped,
+            Bytes::File(_) => Access::Read,
+        }
     }
 
     /// Bytes of the file.
@@ -239,6 +268,31 @@ impl Data {
         if let Bytes::Mapped(map) = &self.bytes {
             map.release(range.start as usize, (range.end - range.start) as usize);
         }
+    }
+}
+
+/// Some bytes of a file, from front to back.
+pub(crate) struct Window<'a> {
+    data: &'a Data,
+    left: Range<u64>,
+}
+
+impl<'a> Window<'a> {
+    /// The bytes in `range`, which lies within the file.
+    pub fn new(data: &'a Data, range: Range<u64>) -> Self {
+        Self { data, left: range }
+    }
+}
+
+impl io::Read for Window<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = (self.left.end - self.left.start).min(buffer.len() as u64);
+        let read = self.left.start..self.left.start + n;
+        self.data.read_at(read.start, &mut buffer[..n as usize])?;
+        self.left.start = read.end;
+        // What was read once is not needed again.
+        self.data.release(read);
+        Ok(n as usize)
     }
 }
 

@@ -41,7 +41,7 @@ const NUMBERS: [u64; 16] =
     [0, 1, 2, 7, 8, 9, 31, 64, 0x7f, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, (1 << 63) - 1, 1 << 63, u64::MAX];
 
 /// Words that mean something to one of the formats.
-const WORDS: [&str; 12] = [
+const WORDS: [&str; 20] = [
     "GGUF",
     "general.alignment",
     "general.architecture",
@@ -54,6 +54,14 @@ const WORDS: [&str; 12] = [
     "[",
     "-1",
     "1e999",
+    "PK\u{1}\u{2}",
+    "PK\u{3}\u{4}",
+    "PK\u{5}\u{6}",
+    "'>f4'",
+    "True",
+    "ctorch._utils\n_rebuild_tensor_v2\n",
+    "h\0h\u{1}tu",
+    "data.pkl",
 ];
 
 fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
@@ -105,7 +113,7 @@ fn number(name: &str, default: u64) -> u64 {
 /// One test, since what is allocated is counted for the whole process.
 #[test]
 fn damaged_files_are_refused_or_read_and_take_little_memory() {
-    for format in ["gguf", "safetensors"] {
+    for format in ["gguf", "safetensors", "npz", "pytorch"] {
         let seeds = seeds(format);
         assert!(seeds.len() >= 3, "{format} has seeds");
         for (path, bytes) in &seeds {

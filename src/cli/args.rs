@@ -126,7 +126,7 @@ pub struct Common {
 /// `compress MODEL`.
 #[derive(Debug, Args)]
 pub struct CompressArgs {
-    /// A safetensors file, or a folder with model.safetensors or model.safetensors.index.json
+    /// A safetensors, GGUF, npz or PyTorch file, or a folder with model.safetensors, pytorch_model.bin or an index of shards
     #[arg(value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,
     #[command(flatten)]

@@ -167,6 +167,8 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
         let target = match extension {
             Some("gguf") => Target::File(Format::Gguf),
             Some("safetensors") => Target::File(Format::Safetensors),
+            Some("npz") if needed != Some(Format::Gguf) => Target::File(Format::Npz),
+            Some("pt" | "pth" | "bin") if needed != Some(Format::Gguf) => Target::File(Format::Pytorch),
             _ if needed == Some(Format::Gguf) => {
                 return Err(Failure::Usage(format!(
                     "{}: this scheme is stored as GGUF; expected an output that ends in .gguf. Change -o",

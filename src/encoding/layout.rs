@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use formats::Dtype;
 
+use super::Foreign;
+
 /// How the numbers of a weight are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -41,6 +43,8 @@ pub enum Encoding {
         /// Input features that share a scale.
         group: u64,
     },
+    /// A form of another tool, which is read and not written.
+    Foreign(Foreign),
 }
 
 /// The axis of the logical `[out, in]` matrix along which bands are cut.
@@ -64,7 +68,7 @@ pub struct PartLayout {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// Lines of the band axis that one unit of bytes covers.
+    /// Lines of the band axis that one unit of bytes covers; 0 where every line needs the whole tensor.
     lines_per_unit: u64,
     /// Bytes of one unit.
     unit_bytes: u64,
@@ -73,8 +77,28 @@ pub struct PartLayout {
 impl PartLayout {
     /// The bytes of this tensor that belong to a band. The band begins at a multiple of [`Encoding::line_multiple`].
     pub fn bytes_of(&self, band: &Lines) -> Range<u64> {
+        if self.lines_per_unit == 0 {
+            return 0..self.unit_bytes;
+        }
         let unit = |line: u64| line.div_ceil(self.lines_per_unit) * self.unit_bytes;
         unit(band.start)..unit(band.end)
+    }
+
+    /// A tensor that has `per_row` elements for each row of the weight.
+    pub(super) fn of_rows(name: String, dtype: Dtype, shape: Vec<u64>, per_row: u64) -> Option<Self> {
+        shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).and_then(|n| dtype.bytes_of(n))?;
+        Some(Self { name, dtype, shape, lines_per_unit: 1, unit_bytes: dtype.bytes_of(per_row)? })
+    }
+
+    /// A tensor of which every row of the weight needs all.
+    pub(super) fn whole(name: String, dtype: Dtype, shape: Vec<u64>) -> Option<Self> {
+        let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d))?;
+        Some(Self { name, dtype, shape, lines_per_unit: 0, unit_bytes: dtype.bytes_of(count)? })
+    }
+
+    /// Whether every band needs all of it.
+    pub fn is_whole(&self) -> bool {
+        self.lines_per_unit == 0
     }
 }
 
@@ -102,6 +126,7 @@ impl Encoding {
             Self::Fp8Rows { .. } => "fp8 per row".to_owned(),
             Self::Fp8Tiles { tile, .. } => format!("fp8 per {}×{}", tile.0, tile.1),
             Self::Awq { group } => format!("AWQ int4, groups of {group}"),
+            Self::Foreign(foreign) => foreign.name(),
         }
     }
 
@@ -217,6 +242,12 @@ impl Encoding {
                 ]
                 .into_iter()
                 .collect()
+            }
+            Self::Foreign(foreign) => {
+                if shape.len() != 2 {
+                    return Err(unfit("a matrix"));
+                }
+                foreign.parts(name, rows, cols)
             }
         };
         parts.ok_or_else(too_large)

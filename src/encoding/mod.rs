@@ -4,11 +4,13 @@
 //! it: a run of lines along the encoding's band axis. Everything that streams through a weight, in either direction, goes
 //! by bands, so no weight need ever be whole in memory.
 
+mod foreign;
 pub mod fp8;
 pub mod ggml;
 mod layout;
 pub mod plain;
 mod rows;
 
+pub use foreign::{Foreign, awq};
 pub use layout::{Axis, Encoding, Lines, PartLayout, Unfit};
 pub use rows::{Form, Inputs, Rows, Scales, Stored};

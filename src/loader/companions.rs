@@ -23,6 +23,8 @@ pub struct Companions {
     pub pooling: Option<Pooling>,
     /// The types of a sentence encoder's modules, from `modules.json`.
     pub modules: Option<Vec<String>>,
+    /// `quantize_config.json`, in which GPTQ's and AWQ's own tools describe what they did.
+    pub quantization: Option<Value>,
     files: BTreeMap<&'static str, Companion>,
 }
 
@@ -112,8 +114,10 @@ impl Companions {
         let present = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
         let config =
             present("config.json").map(|path| Ok::<_, Error>((path.clone(), read_json(&path)?))).transpose()?;
+        let quantization = ["quantize_config.json", "quant_config.json"].into_iter().find_map(present);
+        let quantization = quantization.map(|path| read_json(&path)).transpose()?;
         let files = FILES.iter().filter_map(|name| Some((*name, Companion::file(&present(name)?))));
-        Self { config, files: files.collect(), ..Self::default() }.understood()
+        Self { config, quantization, files: files.collect(), ..Self::default() }.understood()
     }
 
     /// Texts by name, that the file `path` carries.
@@ -149,6 +153,7 @@ impl Companions {
             config: self.config.or_else(|| other.config.clone()),
             pooling: self.pooling.or(other.pooling),
             modules: self.modules.or_else(|| other.modules.clone()),
+            quantization: self.quantization.or_else(|| other.quantization.clone()),
             files,
         }
     }

@@ -13,6 +13,11 @@ pub const SINGLE: &str = "model.safetensors";
 /// The name of the file that lists shards.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// What folders hold their weights in, best first: the only file, and the file that lists shards.
+const NAMES: [(&str, &str); 2] = [(SINGLE, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
+/// Extensions of weight files, those first that hold nothing else.
+const EXTENSIONS: [&[&str]; 2] = [&["safetensors", "gguf"], &["npz", "pt", "pth", "bin"]];
+
 /// The weight files of a model.
 #[derive(Debug)]
 pub struct WeightFiles {
@@ -56,22 +61,29 @@ impl WeightFiles {
 
     fn in_folder(folder: &Path) -> Result<Self> {
         let whole = |names| Ok(Self { folder: folder.to_owned(), whole_folder: true, names, index: None });
-        if folder.join(SINGLE).exists() {
-            return whole(vec![SINGLE.to_owned()]);
-        }
-        let index = folder.join(INDEX);
-        if index.symlink_metadata().is_ok() {
-            return Self::sharded(folder, index);
+        for (single, index) in NAMES {
+            if folder.join(single).exists() {
+                return whole(vec![single.to_owned()]);
+            }
+            let index = folder.join(index);
+            if index.symlink_metadata().is_ok() {
+                return Self::sharded(folder, index);
+            }
         }
         let entries = std::fs::read_dir(folder).map_err(formats::Error::io(folder, "list"))?;
-        let mut names: Vec<String> = entries
+        let names: Vec<String> = entries
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| !name.starts_with('.') && (name.ends_with(".safetensors") || name.ends_with(".gguf")))
+            .filter(|name| !name.starts_with('.'))
             .collect();
-        match (names.pop(), names.is_empty()) {
-            (Some(name), true) => whole(vec![name]),
-            _ => Err(Error::NoWeights { folder: folder.to_owned() }),
+        for extensions in EXTENSIONS {
+            let is_one = |name: &&String| name.rsplit_once('.').is_some_and(|(_, ext)| extensions.contains(&ext));
+            match names.iter().filter(is_one).collect::<Vec<_>>().as_slice() {
+                [] => {}
+                [one] => return whole(vec![(*one).clone()]),
+                _ => break,
+            }
         }
+        Err(Error::NoWeights { folder: folder.to_owned() })
     }
 
     fn sharded(folder: &Path, path: PathBuf) -> Result<Self> {

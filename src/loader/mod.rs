@@ -102,7 +102,11 @@ impl Checkpoint {
 
     /// From tensors to weights, roles and slots.
     fn understand(&mut self) -> Result<()> {
-        let gathered = weights::gather(&self.sources);
+        let declared = self.companions.quantization.as_ref().or_else(|| {
+            let config = self.config()?;
+            ["quantization_config", "quantization"].into_iter().find_map(|key| config.get(key))
+        });
+        let gathered = weights::gather(&self.sources, weights::Declared(declared));
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
@@ -259,7 +263,7 @@ impl Checkpoint {
     pub fn gguf(&self) -> Option<&formats::gguf::Metadata> {
         match self.sources.first()?.payload() {
             formats::Payload::Gguf(metadata) => Some(metadata),
-            formats::Payload::None => None,
+            _ => None,
         }
     }
 

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::weights::{TensorRef, Weight};
 use crate::encoding::plain::Real;
-use crate::encoding::{Encoding, Form, Inputs, PartLayout, Rows, Scales, Stored};
+use crate::encoding::{Axis, Encoding, Form, Inputs, PartLayout, Rows, Scales, Stored, awq};
 use crate::family::RowOrder;
 
 /// Part of a logical matrix: some rows of a stored weight, in Hugging Face's order, seen in another.
@@ -163,12 +163,12 @@ impl View {
     /// they are.
     pub fn release(&self, rows: Range<u64>) {
         let [open] = self.pieces.as_slice() else { return };
-        if !open.is_run() {
+        if !open.is_run() || open.encoding.band_axis() == Axis::In {
             return;
         }
         let rows = open.piece.rows.start + rows.start..open.piece.rows.start + rows.end;
         for (layout, bytes) in &open.parts {
-            if let Bytes::Later(source, tensor) = bytes {
+            if let (Bytes::Later(source, tensor), false) = (bytes, layout.is_whole()) {
                 source.release(*tensor, layout.bytes_of(&rows));
             }
         }
@@ -319,6 +319,9 @@ impl OpenPiece {
 
     /// Unpacks stored rows in stored order.
     fn unpack<T: Real>(&self, rows: Range<u64>, out: &mut [T], scratch: &mut Scratch) -> Result<()> {
+        if matches!(self.encoding, Encoding::Awq { .. } | Encoding::Foreign(_)) {
+            return self.unpack_foreign(rows, out, &mut scratch.numbers);
+        }
         let Scratch { bytes: buffer, numbers, scales } = scratch;
         let (layout, bytes) = &self.parts[0];
         let packed = bytes.get(layout.bytes_of(&rows), buffer)?;
@@ -363,6 +366,29 @@ impl OpenPiece {
                 }
             }
             other => unreachable!("the loader makes no weights of {}", other.name()),
+        }
+        Ok(())
+    }
+
+    /// Unpacks stored rows of a form that other tools write.
+    fn unpack_foreign<T: Real>(&self, rows: Range<u64>, out: &mut [T], numbers: &mut Vec<f32>) -> Result<()> {
+        // Along the inputs there are no rows to cut: all of them are taken.
+        let lines = match self.encoding.band_axis() {
+            Axis::Out => rows.clone(),
+            Axis::In => 0..self.stored_cols,
+        };
+        let mut buffers = vec![Vec::new(); self.parts.len()];
+        let parts = self.parts.iter().zip(&mut buffers);
+        let parts = parts.map(|((layout, bytes), buffer)| bytes.get(layout.bytes_of(&lines), buffer));
+        let parts: Vec<&[u8]> = parts.collect::<Result<_>>()?;
+        numbers.resize(out.len(), 0.0);
+        match self.encoding {
+            Encoding::Awq { group } => awq(&parts, group, rows, self.stored_rows, self.stored_cols, numbers),
+            Encoding::Foreign(foreign) => foreign.unpack(&parts, rows, self.stored_cols, numbers),
+            _ => {}
+        }
+        for (to, &from) in out.iter_mut().zip(&*numbers) {
+            *to = T::from_f32(from);
         }
         Ok(())
     }

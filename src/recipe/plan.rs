@@ -190,7 +190,9 @@ impl Plan {
             Target::Folder => Format::Safetensors,
         };
         for scheme in recipe.schemes() {
-            if scheme.container().is_some_and(|needed| needed != format) {
+            // What safetensors holds, other files of named tensors hold too.
+            let family = if format == Format::Gguf { Format::Gguf } else { Format::Safetensors };
+            if scheme.container().is_some_and(|needed| needed != family) {
                 let needed = scheme.container().map_or("", Format::name);
                 return Err(Error::Usage(format!(
                     "{}: scheme {scheme} is stored as {needed}, and this output is {}. Give an output name that fits with -o",
@@ -200,8 +202,10 @@ impl Plan {
             }
         }
         let tensors = match format {
-            Format::Safetensors => huggingface::tensors(checkpoint, target == Target::Folder),
             Format::Gguf => llama_cpp::tensors(checkpoint)?,
+            Format::Safetensors | Format::Npz | Format::Pytorch => {
+                huggingface::tensors(checkpoint, target == Target::Folder)
+            }
         };
         let mut plan = Self {
             target,
@@ -224,6 +228,11 @@ impl Plan {
             }
             plan.steps.push(step);
         }
+        let widened = plan.steps.iter().filter(|step| format == Format::Npz && step.input == Dtype::BF16);
+        match widened.filter(|step| step.encoding == Encoding::Plain(Dtype::F32)).count() {
+            0 => {}
+            n => plan.notes.push(format!("numpy has no bf16: {n} tensors are widened to f32, which loses nothing")),
+        }
         for (meta, bytes) in tensors.constants {
             plan.constants.push((Output { file: 0, tensor: metas[0].len() }, bytes));
             metas[0].push(meta);
@@ -244,17 +253,18 @@ impl Plan {
         metas: Vec<Vec<TensorMeta>>,
         output: &Path,
     ) -> Result<()> {
-        let metadata = match format {
-            Format::Safetensors => Some(huggingface::file_metadata(checkpoint, recipe, self)),
-            Format::Gguf => None,
-        };
         for (name, tensors) in names.into_iter().zip(metas) {
-            let layout = match &metadata {
-                Some(metadata) => formats::safetensors::layout(output, &tensors, metadata)?,
-                None => {
+            let layout = match format {
+                Format::Safetensors => {
+                    let metadata = huggingface::file_metadata(checkpoint, recipe, self);
+                    formats::safetensors::layout(output, &tensors, &metadata)?
+                }
+                Format::Gguf => {
                     let metadata = llama_cpp::metadata(checkpoint, recipe, self)?;
                     formats::gguf::layout(output, &tensors, &metadata)?
                 }
+                Format::Npz => formats::npz::layout(output, &tensors)?,
+                Format::Pytorch => formats::pytorch::layout(output, &tensors)?,
             };
             self.files.push(PlannedFile { name, tensors, layout });
         }
@@ -296,11 +306,11 @@ impl Plan {
     }
 }
 
-/// The float in which a tensor stays that is not quantized: its own, but llama.cpp has no use for f64.
+/// The float in which a tensor stays that is not quantized: its own, but llama.cpp has no use for f64, and numpy has no bf16.
 fn kept(format: Format, input: Dtype, only: Option<Dtype>) -> Dtype {
-    match only {
-        Some(only) if input.is_float() => only,
-        _ if format == Format::Gguf && input == Dtype::F64 => Dtype::F32,
+    match (only, format, input) {
+        (Some(only), _, _) if input.is_float() => only,
+        (_, Format::Gguf, Dtype::F64) | (_, Format::Npz, Dtype::BF16) => Dtype::F32,
         _ => input,
     }
 }

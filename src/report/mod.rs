@@ -239,6 +239,8 @@ fn clients(plan: &Plan, recipe: &Recipe) -> Vec<String> {
     let mut add = |name: &str| clients.push(name.to_owned());
     match plan.target {
         Target::File(formats::Format::Gguf) => add("llama.cpp and what is built on it (ollama, LM Studio)"),
+        Target::File(formats::Format::Npz) => add("numpy"),
+        Target::File(formats::Format::Pytorch) => add("torch.load with weights_only=True"),
         _ if schemes.iter().all(|scheme| scheme.is_cast()) => {
             add("transformers");
             add("vLLM");

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod compress;
+mod exchange;
 mod fixtures;
 mod floors;
 mod gguf;

@@ -1,9 +1,11 @@
-"""Makes the seeds of the fuzz targets with the packages gguf 0.19 and safetensors 0.8. Usage: python make.py, in this folder."""
+"""Makes the seeds of the fuzz targets with the packages gguf 0.19, safetensors 0.8, numpy 2.4 and torch 2.15.
+Usage: python make.py, in this folder."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from safetensors.numpy import save_file
 
@@ -62,3 +64,23 @@ save_file({f"t.{np.dtype(d).name}": np.ones((2, 3), d) for d in dtypes}, "safete
 shapes = {"scalar": np.array(1, np.float32), "empty": np.ones((0, 4), np.float32), "row": np.ones(7, np.float16)}
 save_file(shapes, "safetensors/shapes.safetensors", metadata={"format": "pt", "key": "välue"})
 save_file({}, "safetensors/nothing.safetensors")
+
+Path("npz").mkdir(exist_ok=True)
+small = {"0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "0.bias": np.ones(2, np.float16)}
+orders = {"big": np.arange(4, dtype=">i4"), "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "scalar": np.array(1, np.uint8)}
+np.savez("npz/stored.npz", **small)
+np.savez_compressed("npz/deflated.npz", **small, **orders)
+np.savez("npz/orders.npz", **orders, bf16=np.ones(4, np.uint16).view("V2"))
+np.savez("npz/nothing.npz")
+np.save("npz/array.npy", orders["fortran"])
+np.save("npz/plain.npy", small["0.weight"])
+
+Path("pytorch").mkdir(exist_ok=True)
+weight = torch.arange(12.0).reshape(3, 4)
+nested = {"a": weight, "b": {"c": weight.t(), "d": weight[1:, ::2]}, "e": [torch.ones(2).half()], "n": 1.5}
+module = torch.nn.Linear(2, 2)
+torch.save(nested, "pytorch/nested.pt")
+torch.save(nested, "pytorch/legacy.pt", _use_new_zipfile_serialization=False)
+torch.save(module.state_dict(), "pytorch/module.pt")
+torch.save({"p": torch.nn.Parameter(weight), "f": weight.to(torch.float8_e4m3fn)}, "pytorch/kinds.pt")
+torch.save(weight, "pytorch/alone.pt")

@@ -3,7 +3,7 @@
 //! A count from a file is believed only as far as the bytes that are left in the file can hold it and the limits allow
 //! it; memory is charged before it is allocated.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub(crate) fn read(path: &Path, data: &Data, limits: &Limits) -> Result<Contents
     let alignment = alignment_of(path, &metadata)?;
     let (tensors, offsets) = header.tensors(counts.tensors)?;
     let places = places(path, &tensors, &offsets, header.at, alignment, data.len())?;
-    Ok(Contents { tensors, places, metadata: BTreeMap::new(), payload: Payload::Gguf(metadata) })
+    Ok(Contents { tensors, places, payload: Payload::Gguf(metadata), ..Contents::default() })
 }
 
 struct Counts {

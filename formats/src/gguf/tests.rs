@@ -19,7 +19,7 @@ fn parse(bytes: &[u8]) -> Result<Contents> {
 /// NaN is not equal to itself; its print is.
 fn outcome(result: &Result<Contents>) -> String {
     match result {
-        Ok(Contents { tensors, places, metadata, payload }) => {
+        Ok(Contents { tensors, places, metadata, payload, .. }) => {
             format!("{tensors:?} {places:?} {metadata:?} {payload:?}")
         }
         Err(err) => err.to_string(),

@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, MapAccess, Visitor};
 
 use super::{METADATA, PREFIX};
 use crate::source::{Contents, Data};
-use crate::{Dtype, Error, Limits, Payload, Result, TensorMeta};
+use crate::{Dtype, Error, Limits, Result, TensorMeta};
 
 const DAMAGED: &str = "The file is damaged or not safetensors; download it again";
 
@@ -202,5 +202,5 @@ fn place(path: &Path, parsed: Parsed, start: u64, file: u64, limits: &Limits) ->
             DAMAGED,
         ));
     }
-    Ok(Contents { tensors, places, metadata, payload: Payload::None })
+    Ok(Contents { tensors, places, metadata, ..Contents::default() })
 }

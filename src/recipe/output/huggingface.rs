@@ -25,8 +25,9 @@ const OTHER_FOLDERS: &[&str] = &["onnx", "openvino", "original", "coreml"];
 
 /// The tensors of a checkpoint under their own names, in the shards in which they are if `folder`, else in one file.
 pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
-    let shards = folder && checkpoint.format() == Format::Safetensors;
-    let files = if shards { checkpoint.files().names.clone() } else { vec![SINGLE.to_owned()] };
+    let shards = folder && (checkpoint.format() == Format::Safetensors || checkpoint.files().index.is_some());
+    let files =
+        if shards { checkpoint.files().names.iter().map(as_safetensors).collect() } else { vec![SINGLE.to_owned()] };
     if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
         return Tensors { files, tensors: from_llama_cpp(checkpoint, family), ..Tensors::default() };
     }
@@ -42,6 +43,14 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
         file: if shards { weight.tensors[0].source } else { 0 },
     });
     Tensors { files, tensors: tensors.collect(), ..Tensors::default() }
+}
+
+/// What a shard is called as safetensors: `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`.
+fn as_safetensors(name: &String) -> String {
+    match name.rsplit_once('.') {
+        Some((_, "safetensors")) | None => name.clone(),
+        Some((stem, _)) => format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)),
+    }
 }
 
 /// The tensors of a GGUF file as this dialect holds them: experts one by one, and gpt2's matrices by their inputs. What the
@@ -136,7 +145,8 @@ pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
     left_out.sort();
     // The input's own weight files are not left out: they are what the output replaces.
     let names = &checkpoint.files().names;
-    left_out.retain(|name| !names.iter().any(|own| Path::new(own) == name) && name != Path::new(INDEX));
+    let index = checkpoint.files().index.as_ref().and_then(|index| index.path.file_name());
+    left_out.retain(|name| !names.iter().any(|own| Path::new(own) == name) && index != Some(name.as_os_str()));
     plan.copied = copied;
     plan.left_out = left_out;
     Ok(())

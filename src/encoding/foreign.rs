@@ -49,6 +49,8 @@ pub enum Foreign {
         /// Where the scales are codes themselves (double quantization): scales that share one, and what is added to all, as
         /// bits of f32.
         nested: Option<(u64, u32)>,
+        /// The dtype of the weight that was quantized.
+        dtype: Dtype,
     },
     /// bitsandbytes' LLM.int8: value = code · the row's largest size / 127.
     RowMax,
@@ -83,7 +85,7 @@ impl Foreign {
             Self::Packed { bits, group, zeros: true, .. } => format!("int{bits} in groups of {group} with zero points"),
             Self::Packed { bits, group, ordered: true, .. } => format!("int{bits} in groups of {group}, act-order"),
             Self::Packed { bits, group, .. } => format!("int{bits} in groups of {group}"),
-            Self::Blocks4 { block, nested: None } => format!("bitsandbytes 4-bit, blocks of {block}"),
+            Self::Blocks4 { block, nested: None, .. } => format!("bitsandbytes 4-bit, blocks of {block}"),
             Self::Blocks4 { block, .. } => format!("bitsandbytes 4-bit, blocks of {block}, double quantization"),
             Self::RowMax => "bitsandbytes int8".to_owned(),
             Self::Affine { bits, group, .. } => format!("MLX int{bits}, groups of {group}"),
@@ -97,6 +99,18 @@ impl Foreign {
                 };
                 format!("{kind} per {part}{zeros}")
             }
+        }
+    }
+
+    /// The float that the form's own tool unpacks to.
+    pub fn float(&self) -> Dtype {
+        match *self {
+            Self::Gptq { scale, .. }
+            | Self::Packed { scale, .. }
+            | Self::Affine { scale, .. }
+            | Self::Tiles { scale, .. } => scale,
+            Self::Blocks4 { dtype, .. } => dtype,
+            Self::RowMax => Dtype::F16,
         }
     }
 
@@ -131,7 +145,7 @@ impl Foreign {
                 parts.extend(ordered.then(|| whole(format!("{name}_g_idx"), Dtype::I32, vec![cols])));
                 parts
             }
-            Self::Blocks4 { block, nested } => {
+            Self::Blocks4 { block, nested, .. } => {
                 let count = rows.checked_mul(cols)?;
                 let blocks = count.div_ceil(block);
                 let scale = if nested.is_some() { Dtype::U8 } else { Dtype::F32 };
@@ -195,7 +209,7 @@ impl Foreign {
                     }
                 }
             }
-            Self::Blocks4 { block, nested } => {
+            Self::Blocks4 { block, nested, .. } => {
                 let mut map = [0.0; 16];
                 f32::decode(Dtype::F32, parts[2], &mut map);
                 let scale = |at: usize| match nested {

@@ -365,7 +365,12 @@ impl<'a> Names<'a> {
             Some(block) => Some((block, (state.get("nested_offset")?.as_f64()? as f32).to_bits())),
             None => None,
         };
-        let form = Foreign::Blocks4 { block: number("blocksize")?, nested };
+        let dtype = match state.get("dtype").and_then(Value::as_str) {
+            Some("float16") => Dtype::F16,
+            Some("bfloat16") => Dtype::BF16,
+            _ => Dtype::F32,
+        };
+        let form = Foreign::Blocks4 { block: number("blocksize")?, nested, dtype };
         let more = nested.map(|_| [of("nested_absmax"), of("nested_quant_map")]);
         let all = [Some(at), of("absmax"), of("quant_map")].into_iter().chain(more.into_iter().flatten());
         self.of_form(&this.name, rows, cols, form, all.collect::<Option<_>>()?)

@@ -5,9 +5,8 @@
     python3 benches/against_llama_cpp.py target/release/compress MODEL [--types f32,f16,q8_0,q4_k_m]
 
 MODEL is a Hugging Face folder of a decoder with a valid.txt. Windows are as `compress check --context 256` takes them: the first token,
-then 255 tokens of the text, all of which are predicted; 100 of them. The KV cache is in f32. Ends with 1 where the programs differ by more than 0.1% in a type that
-both multiply alike (f32, f16), or where a token differs. Of the quantized types llama.cpp rounds activations to 8 bits and our runtime
-does not, so that these differ by what that costs; they are printed, and held to 0.5%.
+then 255 tokens of the text, all of which are predicted; 100 of them. The KV cache is in f32. Ends with 1 where the programs differ by more than
+0.1%, or where a token differs. With quantized types llama.cpp rounds activations to 8 bits and our runtime does not; that is part of the difference.
 
 LLAMA_CPP_LIB_PATH may name the folder of a libllama.so built otherwise."""
 import argparse
@@ -25,6 +24,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent
 FIXTURES = HERE.parent / "fixtures"
 WINDOWS, CONTEXT = 100, 256
+KINDS = ["llama", "gemma", "llama3", "smollm", "bert"]
 
 
 def compress(program, *args):
@@ -44,23 +44,30 @@ def opened(path, **options):
 def tokens(program, work):
     """Each tokenizer of the fixtures in a GGUF file that we write: what llama.cpp makes of the texts, and the tokenizers library."""
     known = json.load(open(FIXTURES / "tokenizers" / "tokens.json", encoding="utf-8"))
-    differ = 0
-    for kind in ["llama", "gemma", "llama3", "smollm"]:
+    differ = compared = 0
+    for kind in KINDS:
         model = work / kind
-        shutil.copytree(FIXTURES / "kjv-nano", model)
-        for name in ["tokenizer_config.json", "generation_config.json"]:
-            (model / name).unlink()
-        shutil.copy(FIXTURES / "tokenizers" / kind / "tokenizer.json", model / "tokenizer.json")
+        if kind == "bert":
+            shutil.copytree(FIXTURES / "tokenizers" / kind, model)
+        else:
+            # Any model with room for the tokens will do.
+            shutil.copytree(FIXTURES / "kjv-nano", model)
+            for name in ["tokenizer_config.json", "generation_config.json"]:
+                (model / name).unlink()
+            shutil.copy(FIXTURES / "tokenizers" / kind / "tokenizer.json", model / "tokenizer.json")
         gguf = work / f"{kind}.gguf"
         convert(program, model, "f16", gguf)
         vocabulary = opened(gguf, vocab_only=True)
         for how, special in [("text", False), ("whole", True)]:
             for text, expected in zip(known["texts"], known["tokens"][kind][how]):
+                if kind == "bert" and any(len(word) > 100 for word in text.split()):
+                    continue  # Unknown to tokenizers; llama.cpp cuts words of any length.
+                compared += 1
                 found = vocabulary.tokenize(text.encode(), add_bos=special, special=True)
                 if found != expected:
                     differ += 1
                     print(f"  {kind}, {how}: {text!r}: llama.cpp {found}, tokenizers {expected}")
-    print(f"tokens: {differ} texts differ of {4 * 2 * len(known['texts'])}")
+    print(f"tokens: {differ} texts differ of {compared}")
     return differ
 
 
@@ -101,8 +108,7 @@ def main():
             ours = json.loads(report)["compressed"]["perplexity"]
             theirs, count = perplexity(gguf, text)
             off = theirs / ours - 1
-            limit = 1e-3 if kind in ("f32", "f16", "bf16") else 5e-3
-            verdict = "" if abs(off) <= limit else f"  MORE THAN {limit:.1%}"
+            verdict = "" if abs(off) <= 1e-3 else "  MORE THAN 0.1%"
             failed += bool(verdict)
             print(f"{kind:8} {count} predictions: compress {ours:.4f}, llama.cpp {theirs:.4f} ({off:+.4%}){verdict}")
     sys.exit(bool(failed))

@@ -89,7 +89,7 @@ impl<'a> Vocab<'a> {
         // llama.cpp, too, knows by the name alone that these take the spaces after them.
         let name = self.gguf.get_str("general.name").unwrap_or_default().to_lowercase();
         let phi3 = ["phi-3", "phi3"].iter().any(|phi| name.contains(phi));
-        let added = self.texts.iter().zip(&self.types).enumerate();
+        let added = self.texts.iter().zip(&self.types).enumerate().filter(|(id, _)| !self.is_filler(*id));
         let added = added.filter_map(|(id, (text, kind))| {
             let special = match *kind {
                 kind::CONTROL | kind::UNKNOWN => true,
@@ -105,10 +105,14 @@ impl<'a> Vocab<'a> {
         added.filter(|token| token["content"] != "").collect()
     }
 
+    /// Whether a token only fills the table. Older converters took such for unknown ones.
+    fn is_filler(&self, id: usize) -> bool {
+        matches!(self.types[id], kind::UNUSED | kind::UNKNOWN) && self.texts[id] == format!("[PAD{id}]")
+    }
+
     /// Numbers by text; not those that only fill the table.
     fn numbers(&self, text_of: impl Fn(usize) -> String) -> Map<String, Json> {
-        let is_filler = |id: usize| self.types[id] == kind::UNUSED && self.texts[id] == format!("[PAD{id}]");
-        (0..self.texts.len()).filter(|id| !is_filler(*id)).map(|id| (text_of(id), id.into())).collect()
+        (0..self.texts.len()).filter(|&id| !self.is_filler(id)).map(|id| (text_of(id), id.into())).collect()
     }
 
     /// Puts the special tokens around a text.

@@ -298,7 +298,7 @@ fn special_tokens(original: &Original<'_>, all: &mut Metadata) {
         // Some configs list several end tokens; the first is the one that ends a text.
         value.as_u64().or_else(|| value.get(0)?.as_u64())
     };
-    let separates = kind_of(&original.json["model"]) == "WordPiece";
+    let is_bert = kind_of(&original.json["model"]) == "WordPiece";
     let mut bos = named("bos").or_else(|| named("cls"));
     let mut eos = named("eos").or_else(|| named("sep"));
     // What it does counts for more than what it says.
@@ -312,7 +312,7 @@ fn special_tokens(original: &Original<'_>, all: &mut Metadata) {
         ("bos", "bos", bos),
         ("eos", "eos", eos),
         ("unk", "unknown", named("unk").or_else(|| id_of(original.json["model"]["unk_token"].as_str()?))),
-        ("sep", "seperator", named("sep").or(original.last.filter(|_| separates).map(u64::from))),
+        ("sep", "seperator", named("sep").or(original.last.filter(|_| is_bert).map(u64::from))),
         ("pad", "padding", named("pad")),
         ("mask", "mask", named("mask")),
     ];
@@ -322,13 +322,10 @@ fn special_tokens(original: &Original<'_>, all: &mut Metadata) {
         }
     }
     all.push("tokenizer.ggml.add_bos_token", original.first.is_some());
-    match original.last.map(u64::from) {
-        None => all.push("tokenizer.ggml.add_eos_token", false),
-        Some(last) if Some(last) == named("sep") && Some(last) != named("eos") => {
-            all.push("tokenizer.ggml.add_sep_token", true);
-        }
-        Some(_) => all.push("tokenizer.ggml.add_eos_token", true),
-    }
+    // BERT's last token ends a text as well as it separates two.
+    let separates = original.last.is_some() && original.last.map(u64::from) != eos;
+    all.push("tokenizer.ggml.add_eos_token", original.last.is_some() && !separates);
+    all.push("tokenizer.ggml.add_sep_token", separates);
 }
 
 /// The chat template, or the one named `default` and the others under their names.

@@ -3,7 +3,9 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bad_input;
+mod bench;
 mod compress;
+mod families;
 mod fixtures;
 mod floors;
 mod gguf;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use modelpress::job::Job;
-use modelpress::loader::{Checkpoint, Options, Tokenizer};
+use modelpress::loader::{Checkpoint, Options};
 use modelpress::runtime;
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ fn every_scheme_continues_as_one_pass_over_its_file_does() {
     let out = tempfile::tempdir().unwrap();
     let models = [Some(fixture("kjv-nano")), shared("models/kjv-small")];
     for (number, original) in models.into_iter().flatten().enumerate() {
-        let tokenizer = Tokenizer::read(&original.join("tokenizer.json")).unwrap();
+        let tokenizer = Checkpoint::open(&original, &Options::default()).unwrap().tokenizer().unwrap().unwrap();
         for scheme in ["int8", "int4", "w8a16", "fp8", "q8_0", "q4_0", "q5_1", "q6_k", "q4_k_m", "iq4_nl"] {
             let is_gguf = scheme.contains('_');
             let folder = out.path().join(format!("{number}-{scheme}"));

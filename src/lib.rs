@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod dialect;

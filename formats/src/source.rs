@@ -1,11 +1,11 @@
 //! An opened weight file: its tensors' descriptions and their bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use crate::map::Map;
@@ -57,6 +57,8 @@ pub struct Source {
     payload: Payload,
     data: Data,
     unpacked: Option<Data>,
+    /// Tensors that were read into memory and that somebody still holds.
+    held: Mutex<HashMap<usize, Weak<Vec<u8>>>>,
 }
 
 /// What a reader finds in a file's header.
@@ -76,7 +78,8 @@ impl Source {
         let Contents { tensors, places, metadata, payload, unpacked } = contents;
         let all = data.len() + unpacked.as_ref().map_or(0, Data::len);
         debug_assert!(places.iter().all(|place| place.is_empty() || place.end <= all));
-        Self { path: path.to_owned(), format, tensors, places, metadata, payload, data, unpacked }
+        let (path, held) = (path.to_owned(), Mutex::default());
+        Self { path, format, tensors, places, metadata, payload, data, unpacked, held }
     }
 
     /// The path by which the file was opened.
@@ -303,25 +306,32 @@ pub struct TensorBytes(Holder);
 #[derive(Debug, Clone)]
 enum Holder {
     Mapped(Arc<Source>, usize),
-    Owned(Arc<[u8]>),
+    Owned(Arc<Vec<u8>>),
 }
 
 impl TensorBytes {
-    /// All bytes of a tensor: borrowed if the source is mapped, read into memory otherwise.
+    /// All bytes of a tensor: borrowed if the source is mapped, read into memory otherwise, where all who hold them share them.
     pub fn load(source: &Arc<Source>, tensor: usize) -> Result<Self> {
         if source.bytes(tensor).is_some() {
             return Ok(Self(Holder::Mapped(source.clone(), tensor)));
         }
+        // A panic elsewhere leaves at most an entry out of the list.
+        let held = || source.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = held().get(&tensor).and_then(Weak::upgrade) {
+            return Ok(Self(Holder::Owned(bytes)));
+        }
         let place = source.place(tensor);
         let mut bytes = vec![0; (place.end - place.start) as usize];
         source.read_at(tensor, 0, &mut bytes)?;
-        Ok(Self(Holder::Owned(bytes.into())))
+        let bytes = Arc::new(bytes);
+        held().insert(tensor, Arc::downgrade(&bytes));
+        Ok(Self(Holder::Owned(bytes)))
     }
 }
 
 impl From<Vec<u8>> for TensorBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Holder::Owned(bytes.into()))
+        Self(Holder::Owned(Arc::new(bytes)))
     }
 }
 
@@ -332,5 +342,24 @@ impl std::ops::Deref for TensorBytes {
             Holder::Mapped(source, tensor) => source.bytes(*tensor).unwrap_or(&[]),
             Holder::Owned(bytes) => bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_that_is_read_is_in_memory_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![3], &[1, 2, 3]).unwrap();
+        std::fs::write(&path, safetensors::serialize([("a", view)], None).unwrap()).unwrap();
+        let source = Arc::new(crate::open(&path, Access::Read, &crate::Limits::default()).unwrap());
+        let (first, second) = (TensorBytes::load(&source, 0).unwrap(), TensorBytes::load(&source, 0).unwrap());
+        assert_eq!((&*first, first.as_ptr()), (&[1u8, 2, 3][..], second.as_ptr()));
+        drop((first, second));
+        assert!(source.held.lock().unwrap()[&0].upgrade().is_none());
+        assert_eq!(&*TensorBytes::load(&source, 0).unwrap(), &[1, 2, 3]);
     }
 }

@@ -95,6 +95,12 @@ pub struct Inputs {
     pub name: String,
 }
 
+/// Standard normal inputs, row after row, and the number of rows. Always the same.
+pub fn normal_inputs(features: usize) -> (Vec<f32>, usize) {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    (StandardNormal.sample_iter(&mut rng).take(NORMAL_ROWS * features).collect(), NORMAL_ROWS)
+}
+
 /// Reads inputs from a .safetensors file (its only matrix of `features` columns) or a .csv file (`features` numbers a line,
 /// a heading allowed), or draws standard normal ones, always the same.
 ///
@@ -102,9 +108,8 @@ pub struct Inputs {
 /// A file that cannot be read or does not fit.
 pub fn inputs(path: Option<&Path>, features: usize) -> Result<Inputs> {
     let Some(path) = path else {
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let values = StandardNormal.sample_iter(&mut rng).take(NORMAL_ROWS * features).collect();
-        return Ok(Inputs { values, rows: NORMAL_ROWS, name: "standard normal inputs".to_owned() });
+        let (values, rows) = normal_inputs(features);
+        return Ok(Inputs { values, rows, name: "standard normal inputs".to_owned() });
     };
     let values = match path.extension().and_then(|ext| ext.to_str()) {
         Some("csv") => from_csv(path, features)?,

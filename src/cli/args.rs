@@ -28,6 +28,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Continue a prompt, embed texts, or predict, by what the model is
     Run(RunArgs),
+    /// Measure models side by side, and the machine they run on
+    Bench(BenchArgs),
 }
 
 /// Which weights are treated how.
@@ -214,6 +216,31 @@ pub struct RunArgs {
     pub common: Common,
 }
 
+/// `compress bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The models; the others are compared with the first
+    #[arg(value_name = "MODEL", required_unless_present = "machine")]
+    pub models: Vec<PathBuf>,
+    /// Tokens of the prompt, or of each sentence for an encoder [default: 512, encoders 16, or what the model has room for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub prompt_tokens: Option<u64>,
+    /// Tokens to decode after the prompt [default: 64, or what the model has room for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub tokens: Option<u64>,
+    /// Times that each model is measured, in turn with the others
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub repeat: u64,
+    /// Print which kernel multiplies each encoding, and why; without a model, print the machine's roof only
+    #[arg(long)]
+    pub machine: bool,
+    /// Measure the model once, in this process
+    #[arg(long, hide = true, requires = "models", conflicts_with = "json")]
+    pub one_round: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
 fn temperature(text: &str) -> Result<f32, String> {
     match text.parse() {
         Ok(x) if (0.0..=100.0).contains(&x) => Ok(x),
@@ -255,6 +282,10 @@ mod tests {
             &["compress", "run", "m", "--prompt", "a", "--temperature", "-1"],
             &["compress", "run", "m", "--prompt", "a", "--top-p", "0"],
             &["compress", "run", "m", "--text", "a", "--chat"],
+            &["compress", "bench"],
+            &["compress", "bench", "m", "--repeat", "0"],
+            &["compress", "bench", "m", "--prompt-tokens", "0"],
+            &["compress", "bench", "m", "--tokens", "x"],
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
         }

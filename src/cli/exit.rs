@@ -2,7 +2,7 @@
 
 use formats::Kind;
 
-use crate::{check, loader, pipeline, recipe, runtime};
+use crate::{bench, check, loader, pipeline, recipe, runtime};
 
 /// Whatever ends the program other than success.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,11 @@ pub enum Failure {
     Check(#[from] check::Error),
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    #[error(transparent)]
+    Bench(#[from] bench::Error),
+    /// A process of this program failed, and said why.
+    #[error("{said}")]
+    Elsewhere { said: String, code: u8 },
     /// A model that cannot do what is asked.
     #[error("{0}")]
     Model(String),
@@ -43,6 +48,8 @@ pub fn code(failure: &Failure) -> u8 {
         Failure::Pipeline(e) => e.kind(),
         Failure::Check(e) => e.kind(),
         Failure::Runtime(e) => e.kind(),
+        Failure::Bench(e) => e.kind(),
+        Failure::Elsewhere { code, .. } => return *code,
         Failure::Model(_) => Kind::Input,
         Failure::Usage(_) => Kind::Usage,
         Failure::Refused(_) => Kind::Check,

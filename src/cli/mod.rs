@@ -1,6 +1,7 @@
 //! The command line: arguments, resolved into options, become calls of the library.
 
 mod args;
+mod bench;
 mod check;
 mod compress;
 mod exit;
@@ -16,15 +17,19 @@ pub use exit::{Failure, code};
 
 use args::Command;
 
+use crate::runtime::kernels::requested;
+
 /// Runs the program.
 ///
 /// # Errors
 /// Whatever went wrong, with its exit code to be had from [`code`].
 pub fn run(cli: Cli) -> Result<(), Failure> {
+    requested().map_err(|e| Failure::Usage(e.to_string()))?;
     match cli.command {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Run(args)) => run::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         None => compress::run(&cli.compress),
     }
 }

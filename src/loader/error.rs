@@ -17,7 +17,7 @@ pub enum Error {
         folder: PathBuf,
     },
     /// Shards that the index lists are not there.
-    #[error("{}: lists {} that the folder lacks: {}. Download the missing files", index.display(), count(missing.len(), "shard"), missing.join(", "))]
+    #[error("{}: lists {} that the folder lacks: {}Download the missing files", index.display(), count(missing.len(), "shard"), listed(missing))]
     MissingShards {
         /// The index.
         index: PathBuf,
@@ -25,7 +25,7 @@ pub enum Error {
         missing: Vec<String>,
     },
     /// Tensors that the index promises are in no shard, or not in the one named.
-    #[error("{}: lists {} that are not in their shards: {}. The shards and the index are of different models; download both again", index.display(), count(missing.len(), "tensor"), missing.join(", "))]
+    #[error("{}: lists {} that are not in their shards: {}The shards and the index are of different models; download both again", index.display(), count(missing.len(), "tensor"), listed(missing))]
     MissingTensors {
         /// The index.
         index: PathBuf,
@@ -55,7 +55,7 @@ pub enum Error {
         next: String,
     },
     /// The config describes other tensors than the weight files hold.
-    #[error("{}: the config of a {family} does not fit the tensors: {}. Use the config.json that came with these weights", config.display(), problems.join("; "))]
+    #[error("{}: the config of a {family} does not fit the tensors: {}Use the config.json that came with these weights", config.display(), listed(problems))]
     ConfigMismatch {
         /// The config.
         config: PathBuf,
@@ -68,6 +68,16 @@ pub enum Error {
 
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// All of a list: a few in a sentence, more on lines of their own.
+fn listed(all: &[String]) -> String {
+    const FEW: usize = 4;
+    if all.len() <= FEW {
+        return format!("{}. ", all.join("; "));
+    }
+    let lines: Vec<String> = all.iter().map(|one| format!("\n  {one}")).collect();
+    format!("{}\n", lines.concat())
 }
 
 impl Error {

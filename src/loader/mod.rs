@@ -249,12 +249,6 @@ impl Checkpoint {
             self.family = None;
             return Ok(());
         }
-        const MOST: usize = 100;
-        let more = problems.len().saturating_sub(MOST);
-        problems.truncate(MOST);
-        if more > 0 {
-            problems.push(format!("and {more} more"));
-        }
         let config = self.companions.config.as_ref().map_or_else(|| self.path.clone(), |(path, _)| path.clone());
         Err(Error::ConfigMismatch { config, family: family.name.to_owned(), problems })
     }
@@ -364,6 +358,17 @@ impl Checkpoint {
         }
         all.iter_mut().for_each(|pieces| pieces.sort_by_key(|(_, piece)| piece.rows.start));
         all
+    }
+
+    /// All slots that the model serves, in no order.
+    pub fn slots(&self) -> impl Iterator<Item = ((Slot, usize, Option<usize>, Part), &[Piece])> {
+        self.slots.iter().map(|(at, pieces)| (*at, pieces.as_slice()))
+    }
+
+    /// Bytes of a weight in its file, scales included.
+    pub fn stored_bytes(&self, weight: usize) -> u64 {
+        let tensors = &self.weights[weight].tensors;
+        tensors.iter().filter_map(|at| self.sources[at.source].tensors()[at.tensor].bytes()).sum()
     }
 
     /// Opens a matrix of pieces stacked row on row.

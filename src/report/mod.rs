@@ -1,5 +1,6 @@
 //! One versioned value with everything that a run found out, and its forms: JSON for machines, a table for people.
 
+mod bench;
 mod terminal;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use crate::loader::Checkpoint;
 use crate::pipeline::Tally;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
+pub use bench::{BenchReport, bench_table};
 pub use terminal::{bytes, check_table, compress_table, inspect_table, plan_table};
 
 /// The version of the JSON objects' shape.

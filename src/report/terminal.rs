@@ -12,7 +12,7 @@ pub fn bytes(n: u64) -> String {
     bytesize::ByteSize::b(n).display().si().to_string()
 }
 
-fn table(head: &[&str], right_from: usize) -> Table {
+pub(super) fn table(head: &[&str], right_from: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(head.iter().copied());
     for i in right_from..head.len() {
@@ -24,7 +24,7 @@ fn table(head: &[&str], right_from: usize) -> Table {
 }
 
 /// A table without the blanks that fill its lines.
-fn text_of(table: &Table) -> String {
+pub(super) fn text_of(table: &Table) -> String {
     table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 

@@ -44,6 +44,13 @@ impl Numbers {
         }
     }
 
+    fn clear(&mut self) {
+        match self {
+            Self::F16(all) => all.clear(),
+            Self::F32(all) => all.clear(),
+        }
+    }
+
     fn push(&mut self, numbers: &[f32]) {
         match self {
             Self::F16(all) => {
@@ -78,6 +85,11 @@ impl Cache {
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Forgets all positions. Memory is kept.
+    pub fn clear(&mut self) {
+        self.keys.iter_mut().chain(&mut self.values).for_each(Numbers::clear);
     }
 
     /// Adds positions: k and v are `[rows, kv_heads · head_dim]`.

@@ -8,6 +8,7 @@ use super::activations::Activations;
 use super::kernels::float;
 use super::kernels::gemm::{View, times_transposed};
 use super::kernels::int8::{self, MOST_COLUMNS};
+use super::kernels::roof::Arithmetic;
 use super::kernels::tiles::{self, Tile};
 use super::scratch::Scratch;
 use crate::encoding::{Form, Inputs, Rows, Stored};
@@ -24,11 +25,25 @@ pub trait Linear: Send + Sync {
     /// Row `i`, unpacked: `out` has [`Linear::in_features`] elements.
     fn row(&self, i: usize, out: &mut [f32]);
 
+    /// How it multiplies, for reports.
+    fn method(&self) -> Method;
+
     /// out `[x.rows(), out_features]` = x · Wᵀ. The result does not depend on the number of threads.
     ///
     /// # Panics
     /// If x does not have `in_features` columns or out has another length.
     fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool);
+}
+
+/// How a matrix is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    /// The loop for one token: decoding.
+    pub one: &'static str,
+    /// The loop for many: prefill.
+    pub many: &'static str,
+    /// The kind of numbers that it multiplies.
+    pub arithmetic: Arithmetic,
 }
 
 /// A linear layer over these rows. How they lie in memory and how their format takes its inputs decide how it multiplies.
@@ -65,6 +80,15 @@ impl Way {
             _ => Way::Float,
         }
     }
+
+    fn method(self) -> Method {
+        let (one, many, arithmetic) = match self {
+            Way::Unpacked => ("unpacked, gemm", "unpacked, gemm", Arithmetic::Float),
+            Way::Float => (float::kernel().name(), "unpacked, gemm", Arithmetic::Float),
+            Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
+        };
+        Method { one, many, arithmetic }
+    }
 }
 
 /// Tiles of the output: few enough rows and columns that both operands stay in the second cache, enough that packing them
@@ -85,6 +109,10 @@ impl Linear for Matrix {
 
     fn row(&self, i: usize, out: &mut [f32]) {
         self.rows.read(i, out);
+    }
+
+    fn method(&self) -> Method {
+        self.way.method()
     }
 
     fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {

@@ -32,7 +32,7 @@ pub use chain::ChainModel;
 pub use checkpoint::{load, load_chain};
 pub use embed::{embed, normalise};
 pub use error::Error;
-pub use linear::Linear;
+pub use linear::{Linear, Method};
 pub use model::Model;
 pub use observer::{Observer, Unobserved};
 pub use sampler::Sampler;

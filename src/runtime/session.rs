@@ -95,6 +95,11 @@ impl<'a> Session<'a> {
         self.caches.first().is_none_or(|caches| caches.iter().all(Cache::is_empty))
     }
 
+    /// Forgets all tokens, so that other texts can begin.
+    pub fn restart(&mut self) {
+        self.caches.iter_mut().flatten().for_each(Cache::clear);
+    }
+
     /// Continues each sequence with its new tokens, which may be none, and returns the logits after its last one, `[vocab]`;
     /// nothing for a sequence without new tokens.
     ///

@@ -183,6 +183,45 @@ fn a_config_that_does_not_fit_the_tensors_is_refused() {
 }
 
 #[test]
+fn every_missing_tensor_of_a_family_is_named() {
+    let out = tempfile::tempdir().unwrap();
+    copy_folder(&fixture("golden/llama"), out.path());
+    let config = std::fs::read_to_string(out.path().join("config.json")).unwrap();
+    let more = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 40");
+    std::fs::write(out.path().join("config.json"), more).unwrap();
+    let run = refused(out.path(), args![out.path(), "--int8"]).exits(3).says(&["config.json"]);
+    let parts = [
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    for layer in 2..40 {
+        for part in parts {
+            // One a line.
+            let line = format!("\n  tensor `model.layers.{layer}.{part}.weight` is missing\n");
+            assert!(run.stderr.contains(&line), "{line} is not in {}", run.stderr);
+        }
+    }
+}
+
+#[test]
+fn an_instruction_set_that_is_none_is_refused() {
+    for args in [args!["inspect", fixture("linear")].to_vec(), args![fixture("linear"), "--int8", "--dry-run"].to_vec()]
+    {
+        let run = |isa: &str| Run::from(program().args(&args).env("COMPRESS_ISA", isa).output().unwrap());
+        run("sse9").exits(2).says(&["COMPRESS_ISA", "sse9", "avx2"]);
+        run("").exits(2).says(&["COMPRESS_ISA"]);
+        run("scalar").exits(0);
+    }
+}
+
+#[test]
 fn what_is_quantized_already_is_not_quantized_again() {
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("x");

@@ -3,8 +3,10 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bad_input;
+mod bench;
 mod compress;
 mod exchange;
+mod families;
 mod fixtures;
 mod floors;
 mod gguf;

@@ -53,6 +53,26 @@ fn embeddings_are_transformers() {
     }
 }
 
+/// What the command prints, line by line, is what sentence-transformers computes.
+#[test]
+fn the_command_prints_these_embeddings() {
+    let Some(folder) = model() else { return };
+    let unit = f32s(&tensors(&fixture("minilm/golden.safetensors"))["embeddings"].2);
+    let sentences = fixture("minilm/sentences.txt");
+    let run = compress(args!["run", &folder, "--text", &sentences, "-q"]).exits(0);
+    let texts = std::fs::read_to_string(sentences).unwrap();
+    assert_eq!(run.stdout.lines().count(), texts.lines().count());
+    for ((line, text), expected) in run.stdout.lines().zip(texts.lines()).zip(unit.chunks(384)) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["text"], text);
+        let found = line["embedding"].as_array().unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a.as_f64().unwrap() - f64::from(*b)).abs() < 1e-4, "{text}: {a} {b}");
+        }
+    }
+}
+
 #[test]
 fn int8_is_a_quarter_and_as_good_as_promised() {
     let Some(folder) = model() else { return };

@@ -1,7 +1,11 @@
 //! `compress run`: continuing prompts, embedding texts, predicting, and what can be wrong with each.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use modelpress::job::Job;
+use modelpress::loader::{Checkpoint, Options};
+use modelpress::runtime;
 use serde_json::{Value, json};
 
 use crate::args;
@@ -48,6 +52,50 @@ fn int8_and_half_precision_run_as_stored() {
         compress(args![fixture("kjv-nano"), flag, "-q", "-o", &model]).exits(0);
         let run = compress(args!["run", &model, "--prompt", "In the beginning", "--max-tokens", "6"]).exits(0);
         assert!(run.stdout.starts_with("In the beginning of the "), "{flag}: {}", run.stdout);
+    }
+}
+
+/// What each scheme writes continues a text with the tokens that one pass over prompt and continuation finds likeliest.
+#[test]
+fn every_scheme_continues_as_one_pass_over_its_file_does() {
+    let out = tempfile::tempdir().unwrap();
+    let models = [Some(fixture("kjv-nano")), shared("models/kjv-small")];
+    for (number, original) in models.into_iter().flatten().enumerate() {
+        let tokenizer = Checkpoint::open(&original, &Options::default()).unwrap().tokenizer().unwrap().unwrap();
+        for scheme in ["int8", "int4", "w8a16", "fp8", "q8_0", "q4_0", "q5_1", "q6_k", "q4_k_m", "iq4_nl"] {
+            let is_gguf = scheme.contains('_');
+            let folder = out.path().join(format!("{number}-{scheme}"));
+            let file = if is_gguf { folder.join("model.gguf") } else { folder.clone() };
+            if is_gguf {
+                std::fs::create_dir(&folder).unwrap();
+                std::fs::copy(original.join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+            }
+            compress(args![&original, "--scheme", scheme, "-o", &file, "-q", "--no-check"]).exits(0);
+            let prompt = "In the beginning God created the heaven and the earth";
+            let found =
+                compress(args!["run", &file, "--prompt", prompt, "--max-tokens", "24", "--json", "-q"]).exits(0).json();
+            let text = found["continuation"].as_str().unwrap();
+            println!("{scheme}: {prompt}{text}");
+            let new = found["tokens"].as_u64().unwrap() as usize;
+            let whole = format!("{prompt}{text}");
+            let tokens: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(&whole).unwrap()).collect();
+            let checkpoint = Arc::new(Checkpoint::open(&file, &Options::default()).unwrap());
+            let model = runtime::load(&checkpoint).unwrap();
+            let vocab = model.shape().vocab;
+            let logits = runtime::forward(&model, &tokens, &Job::new(2)).unwrap().logits;
+            let steps = logits.chunks(vocab).zip(&tokens[1..]).skip(tokens.len() - 1 - new);
+            for (logits, token) in steps {
+                let most = logits.iter().copied().fold(f32::MIN, f32::max);
+                // The cache holds halves: two tokens that are as good as equal may change places.
+                assert!(logits[*token as usize] >= most - 0.05, "{scheme}: {text}");
+            }
+            // Words of the text that it was trained on, and not noise.
+            let bible = std::fs::read_to_string(fixture("kjv-nano/valid.txt")).unwrap();
+            let words: Vec<&str> =
+                text.split_whitespace().map(|word| word.trim_matches([',', '.', ';', ':'])).collect();
+            let known = words.iter().filter(|word| bible.contains(**word)).count();
+            assert!(words.len() >= 8 && known * 10 >= words.len() * 8, "{scheme}: {text}");
+        }
     }
 }
 
@@ -160,6 +208,26 @@ fn chains_predict() {
     assert!(numbers.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{numbers:?} {expected:?}");
 }
 
+/// Three layers with tanh between, computed by numpy in float64.
+#[test]
+fn predictions_are_numpys() {
+    let rows = |text: &str| -> Vec<f64> {
+        text.split(['\n', ',']).filter(|field| !field.is_empty()).map(|field| field.parse().unwrap()).collect()
+    };
+    let inputs = fixture("chain/inputs.csv");
+    let expected = rows(&std::fs::read_to_string(fixture("chain/predictions.csv")).unwrap());
+    let out = tempfile::tempdir().unwrap();
+    let half = out.path().join("half");
+    compress(args![fixture("chain"), "--f16", "-o", &half, "-q"]).exits(0);
+    for (model, close) in [(fixture("chain"), 1e-5), (half, 2e-2)] {
+        let found = rows(&compress(args!["run", &model, "--inputs", &inputs]).exits(0).stdout);
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= close, "{a} {b}");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_run_says_why() {
     let folder = nano();
@@ -175,6 +243,15 @@ fn what_cannot_run_says_why() {
     let config = folder.path().join("config.json");
     edit(&config, |config| config["odd_field"] = json!(1));
     run(&["--prompt", "x", "--max-tokens", "1"]).exits(0).says(&["odd_field"]);
+    // A tokenizer of another model: its tokens are not in this vocabulary.
+    let tokenizer = folder.path().join("tokenizer.json");
+    let own = std::fs::read(&tokenizer).unwrap();
+    edit(&tokenizer, |tokenizer| {
+        let words = json!({"type": "WordLevel", "unk_token": "x", "vocab": {"x": 2048}});
+        *tokenizer = json!({"version": "1.0", "added_tokens": [], "model": words});
+    });
+    run(&["--prompt", "x"]).exits(3).says(&["token 2048", "vocabulary of 2048"]);
+    std::fs::write(&tokenizer, own).unwrap();
     edit(&config, |config| config["model_type"] = json!("mamba"));
     let families =
         "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi3, gemma3_text, gpt2, bert, roberta, distilbert";

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod float;
 pub mod gemm;
 pub mod int8;
+pub mod roof;
 pub mod tiles;
 
 use std::fmt;
@@ -86,6 +87,21 @@ fn choose<F>(table: &'static [Kernel<F>]) -> &'static Kernel<F> {
     let limit = *LIMIT.get_or_init(|| requested().ok().flatten().unwrap_or(Isa::Avx512));
     let best = table.iter().find(|kernel| kernel.isa <= limit && kernel.is_supported());
     best.unwrap_or(&table[table.len() - 1])
+}
+
+/// The best instruction set that the processor has and `COMPRESS_ISA` allows.
+pub fn isa() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    let has = if has_avx512() {
+        Isa::Avx512
+    } else if has_avx2() {
+        Isa::Avx2
+    } else {
+        Isa::Scalar
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = Isa::Scalar;
+    requested().ok().flatten().map_or(has, |limit| limit.min(has))
 }
 
 /// The loops and the version chosen for each, for reports.

@@ -65,10 +65,12 @@ impl Peaks {
     }
 
     fn over(buffer: usize, pool: &Pool) -> Self {
-        Self {
-            read: read_bandwidth(buffer, pool),
-            operations: Arithmetic::ALL.map(|arithmetic| operations_per_second(arithmetic, pool)),
-        }
+        let mut operations = Arithmetic::ALL.map(|arithmetic| operations_per_second(arithmetic, pool));
+        // bf16 can always be widened and multiplied as f32.
+        let float = operations[Arithmetic::Float as usize];
+        let bfloat16 = &mut operations[Arithmetic::Bfloat16 as usize];
+        *bfloat16 = bfloat16.max(float);
+        Self { read: read_bandwidth(buffer, pool), operations }
     }
 
     /// Operations a second.

@@ -54,9 +54,10 @@ fn steps_with_the_cache_equal_one_pass() {
             most.iter_mut().zip(now).for_each(|(most, now)| *most = most.max(now));
         }
         println!("{name}: f16 steps, f32 steps, f16 to f32: {most:?} (logits up to {largest:.1})");
-        // A last bit of f32 may decide how a number is rounded to f16: a trained model's large logits show it.
-        let ties = if name == "kjv-nano" { 1e-3 } else { 1e-4 };
-        assert!(most[0] <= ties && most[1] <= 1e-4 && most[2] <= 1e-4 + largest / 2048.0, "{name}: {most:?}");
+        // One token and many go through different loops, so a key may differ in the last bit of f32, and that bit may decide to
+        // which half it is rounded: a change of 2⁻¹¹ of that key, seen where logits are large.
+        let flips = 1e-4f32.max(1e-5 * largest);
+        assert!(most[0] <= flips && most[1] <= 1e-4 && most[2] <= 1e-4 + largest / 2048.0, "{name}: {most:?}");
         let error = halves.extend(&[vec![1]]).unwrap_err();
         assert!(matches!(error, Error::TooLong { length: 25, limit: 24 }), "{error}");
         let error = Session::new(&model, 1, model.shape().max_positions + 1, &job).err().unwrap();

@@ -38,7 +38,7 @@ def graph(folder, out):
     nodes, constants, count = [], {}, 0
 
     def constant(name, value):
-        constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        constants[name] = numpy_helper.from_array(np.array(value, order="C"), name)
         return name
 
     def node(op, inputs, **attributes):

@@ -4,7 +4,7 @@ The peers: llama.cpp's llama-bench, for a Llama of 1.1 B random parameters and f
 onnxruntime's dynamic int8 per channel, for all-MiniLM-L6-v2 (its graph is written here with `onnx`, from the safetensors file).
 
 Usage: python peers.py --compress target/release/compress --llama-bench llama.cpp/build/bin/llama-bench --models DIR
-       [--minilm DIR] [--repeat 3] [--threads 2] [--prompt 512] [--tokens 32] [--only WORD,WORD] [--list]
+       [--minilm DIR] [--repeat 3] [--threads 2] [--prompt 512] [--tokens 32] [--only WORD] [--list]
 
 DIR holds kjv-small/ (config, tokenizer, weights); llama-1b/ is made there if it is missing (benches/make_llama.py: 2.2 GB), and
 the compressed files are written to DIR/peers and kept. Needs Python 3.10; for MiniLM also numpy, onnx and onnxruntime
@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--prompt", type=int, default=512)
 parser.add_argument("--tokens", type=int, default=32)
-parser.add_argument("--only", default="")
+parser.add_argument("--only", action="append", default=[], help="rows whose name has this; may be repeated")
 parser.add_argument("--list", action="store_true")
 a = parser.parse_args()
 
@@ -60,8 +61,7 @@ ROWS = [
     ("check of f16 against int8, 2048 tokens", "llama-1b:int8", None, "check", 40, 15, None, None),
     ("prefill int8, 2 threads against 1", "llama-1b:int8", None, "scaling", 1.7, 1.95, None, None),
 ]
-words = [word for word in a.only.split(",") if word]
-rows = [row for row in ROWS if not words or any(word in row[0] for word in words)]
+rows = [row for row in ROWS if not a.only or any(word in row[0] for word in a.only)]
 if a.list:
     print("\n".join(row[0] for row in rows))
     sys.exit()
@@ -112,11 +112,11 @@ def ours(name, what, threads=None):
         "--prompt-tokens", prompt, "--tokens", str(a.tokens if what == "decode" else 1), "--json", "-q",
     ]))
     model = found["models"][0]
+    machines.append(found["machine"])
     if what == "encode":
         return model["encode"]["sentences_per_second"], None
     part = model["prefill" if what == "scaling" else what]
     roof = model["decode"]["bytes_per_token"] / (found["machine"]["read_bandwidth_gb_s"] * 1e9)
-    machines.append(found["machine"])
     return part["tokens_per_second"], roof
 
 
@@ -174,7 +174,7 @@ for turn in range(a.repeat):
 bandwidth = max((m["read_bandwidth_gb_s"] for m in machines), default=0)
 processor = machines[0]["processor"] if machines else platform.processor()
 print(f"{datetime.date.today()}, {processor}, {os.cpu_count()} cores, {a.threads} threads, reads {bandwidth:.1f} GB/s, "
-      f"median of {a.repeat}\n`python3 benches/peers.py {' '.join(sys.argv[1:])}`\n")
+      f"median of {a.repeat}\n`python3 benches/peers.py {shlex.join(sys.argv[1:])}`\n")
 print("| | ours | peer | ratio (least to most) | of the roof | must | aim | |\n|---|---|---|---|---|---|---|---|")
 for name, our, peer, what, must, aim, roof_must, roof_aim in rows:
     runs = found[name]

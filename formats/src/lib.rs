@@ -19,6 +19,7 @@ mod sink;
 mod source;
 mod tensor;
 mod unpacked;
+mod writeback;
 mod zip;
 
 use std::path::Path;

@@ -17,6 +17,17 @@ impl Map {
         Ok(Self(map))
     }
 
+    /// Tells the system that the pages of `offset..offset + len` will be needed soon, so that it begins to read them.
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if len > 0 && offset.checked_add(len).is_some_and(|end| end <= self.0.len()) {
+            // Failure only means that they are read when they are touched.
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, offset, len);
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
+
     /// Tells the system that the pages of `offset..offset + len` will not be needed soon. They are read again from the
     /// file if they are touched after all.
     pub fn release(&self, offset: usize, len: usize) {

@@ -5,7 +5,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::writeback::Writeback;
 use crate::{Error, Layout, Result};
 
 /// What is written: one file, or a folder of files that appears as a whole.
@@ -33,7 +35,8 @@ pub struct Sink {
     staging: PathBuf,
     shape: Shape,
     force: bool,
-    files: Vec<(PathBuf, File, Layout)>,
+    files: Vec<(PathBuf, Arc<File>, Layout)>,
+    writeback: Writeback,
     published: bool,
 }
 
@@ -51,7 +54,15 @@ impl Sink {
         check_room(target, &parent, needed)?;
         let staging = parent.join(format!(".{name}.partial-{}", std::process::id()));
         remove(&staging).map_err(Error::io(&staging, "remove an old partial output"))?;
-        let mut sink = Self { target: target.to_owned(), staging, shape, force, files: Vec::new(), published: false };
+        let mut sink = Self {
+            target: target.to_owned(),
+            staging,
+            shape,
+            force,
+            files: Vec::new(),
+            writeback: Writeback::default(),
+            published: false,
+        };
         if shape == Shape::Folder {
             fs::create_dir(&sink.staging).map_err(Error::io(&sink.staging, "create the folder"))?;
         }
@@ -70,7 +81,7 @@ impl Sink {
             for (offset, bytes) in &plan.layout.fixed {
                 write_all_at(&file, bytes, *offset).map_err(Error::io(&path, "write"))?;
             }
-            sink.files.push((path, file, plan.layout));
+            sink.files.push((path, Arc::new(file), plan.layout));
         }
         Ok(sink)
     }
@@ -89,7 +100,9 @@ impl Sink {
             offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= span.end - span.start),
             "a write past the end of a tensor's span"
         );
-        write_all_at(handle, bytes, span.start + offset).map_err(Error::io(path, "write"))
+        write_all_at(handle, bytes, span.start + offset).map_err(Error::io(path, "write"))?;
+        self.writeback.wrote(file, handle, bytes.len() as u64);
+        Ok(())
     }
 
     /// Adds a small file to a folder, creating folders on its way.
@@ -125,6 +138,7 @@ impl Sink {
     /// Writes what depends on the data, and forces everything to the disk. After this the staged output is whole and can be
     /// opened for checking.
     pub fn seal(&mut self) -> Result<()> {
+        self.writeback.finish().map_err(|(file, e)| Error::io(&self.files[file].0, "write")(e))?;
         for (path, file, layout) in &self.files {
             for checksum in &layout.checksums {
                 let sum = crc32(file, checksum.of.clone()).map_err(Error::io(path, "read back"))?;

@@ -146,6 +146,14 @@ impl Source {
         data.read_at(start, buffer).map_err(Error::io(&self.path, "read"))
     }
 
+    /// Tells the system that a tensor's mapped bytes will be needed soon.
+    pub fn prefetch(&self, tensor: usize, range: Range<u64>) {
+        if let Bytes::Mapped(map) = &self.data.bytes {
+            let place = &self.places[tensor];
+            map.prefetch((place.start + range.start) as usize, (range.end - range.start) as usize);
+        }
+    }
+
     /// Tells the system that a tensor's mapped bytes are not needed soon.
     pub fn release(&self, tensor: usize, range: Range<u64>) {
         let (data, place) = self.locate(tensor);

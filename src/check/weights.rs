@@ -6,6 +6,7 @@ use super::{Error, Result};
 use crate::encoding::Rows;
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Piece, Scratch, SlotKey, View, Weight};
+use crate::simd::{Simd, Task, dispatch};
 
 /// How far a weight is from the original's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -63,40 +64,74 @@ impl Sums {
         self.broken |= other.broken;
     }
 
-    /// Sums in eight lanes of f32 over short runs, and of f64 over the runs.
     fn of(original: &[f32], written: &[f32]) -> Self {
-        const LANES: usize = 16;
+        dispatch(Compare { original, written })
+    }
+}
+
+/// Sums over two runs of numbers: in lanes of f32 over short runs, and in f64 over these.
+struct Compare<'a> {
+    original: &'a [f32],
+    written: &'a [f32],
+}
+
+impl Task for Compare<'_> {
+    type Output = Sums;
+
+    fn run<S: Simd>(self, simd: S) -> Sums {
         const RUN: usize = 1024;
-        let mut sums = Self::default();
-        for (a, b) in original.chunks(RUN).zip(written.chunks(RUN)) {
-            let mut lanes = [[0f32; LANES]; 4];
-            let mut largest = [0f32; LANES];
-            let mut finite = true;
-            let mut zeros = 0u32;
-            for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-                for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-                    let difference = a - b;
-                    lanes[0][i] += a * a;
-                    lanes[1][i] += difference * difference;
-                    lanes[2][i] += a * b;
-                    lanes[3][i] += b * b;
-                    largest[i] = if difference.abs() > largest[i] { difference.abs() } else { largest[i] };
-                    finite &= b.abs() <= f32::MAX;
-                    zeros += u32::from(b == 0.0);
-                }
-            }
-            let total = |lane: usize| lanes[lane].iter().map(|&x| f64::from(x)).sum::<f64>();
-            sums.add(&Sums {
-                signal: total(0),
-                noise: total(1),
-                product: total(2),
-                written: total(3),
-                largest: largest.iter().fold(0.0, |most: f64, &x| most.max(f64::from(x))),
-                zeros: zeros.into(),
-                broken: !finite,
-            });
+        let mut sums = Sums::default();
+        for (a, b) in self.original.chunks(RUN).zip(self.written.chunks(RUN)) {
+            sums.add(&simd.run(
+                #[inline(always)]
+                || run_sums(a, b),
+            ));
         }
         sums
+    }
+}
+
+#[inline(always)]
+fn run_sums(a: &[f32], b: &[f32]) -> Sums {
+    const LANES: usize = 16;
+    let [mut signal, mut noise, mut product, mut written, mut largest] = [[0f32; LANES]; 5];
+    // As integers, of which those of NaN are the largest.
+    let mut size = [0u32; LANES];
+    let mut zeros = [0u32; LANES];
+    let mut add = |a: &[f32; LANES], b: &[f32; LANES]| {
+        for i in 0..LANES {
+            let difference = a[i] - b[i];
+            signal[i] += a[i] * a[i];
+            noise[i] += difference * difference;
+            product[i] += a[i] * b[i];
+            written[i] += b[i] * b[i];
+            let difference = difference.abs();
+            largest[i] = if difference > largest[i] { difference } else { largest[i] };
+            size[i] = size[i].max(b[i].abs().to_bits());
+            zeros[i] += u32::from(b[i] == 0.0);
+        }
+    };
+    let (a_runs, a_rest) = a.as_chunks();
+    let (b_runs, b_rest) = b.as_chunks();
+    for (a, b) in a_runs.iter().zip(b_runs) {
+        add(a, b);
+    }
+    // Zeros add nothing but to their own number.
+    let padded = |rest: &[f32]| {
+        let mut lanes = [0.0; LANES];
+        lanes[..rest.len()].copy_from_slice(rest);
+        lanes
+    };
+    add(&padded(a_rest), &padded(b_rest));
+    let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+    Sums {
+        signal: total(signal),
+        noise: total(noise),
+        product: total(product),
+        written: total(written),
+        largest: largest.iter().fold(0.0, |most: f64, &x| most.max(f64::from(x))),
+        zeros: u64::from(zeros.iter().sum::<u32>()) - (LANES - b_rest.len()) as u64,
+        broken: size.iter().any(|size| *size > f32::MAX.to_bits()),
     }
 }
 

@@ -7,6 +7,7 @@
 mod foreign;
 pub mod fp8;
 pub mod ggml;
+pub mod int;
 mod layout;
 pub mod plain;
 mod rows;

@@ -1,8 +1,11 @@
 //! Plain numbers: f64, f32, f16, bf16 and int8 from and to little-endian bytes.
 
 use formats::Dtype;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+pub use crate::simd::convert::bf16_bits;
+use crate::simd::convert::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::simd::{Simd, Task, dispatch};
 
 /// A type to compute in: f32, or f64 for weights that are stored so.
 pub trait Real: Copy + Send + Sync + Default + PartialOrd + 'static {
@@ -21,9 +24,6 @@ pub trait Real: Copy + Send + Sync + Default + PartialOrd + 'static {
     const MAX: Self;
 }
 
-/// Numbers are converted by so many at a time, which fits the first-level cache.
-const RUN: usize = 1024;
-
 fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], convert: impl Fn([u8; N]) -> T) {
     let (numbers, rest) = bytes.as_chunks::<N>();
     assert!(numbers.len() == out.len() && rest.is_empty(), "as many bytes as numbers");
@@ -32,23 +32,12 @@ fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], convert: impl Fn([u8; N]
     }
 }
 
-/// f16 to f32 through the processor's own instruction where it has one.
-fn decode_f16(bytes: &[u8], out: &mut [f32]) {
-    assert_eq!(bytes.len(), 2 * out.len(), "as many bytes as numbers");
-    let mut run = [f16::ZERO; RUN];
-    for (to, from) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {
-        let run = &mut run[..to.len()];
-        each(from, run, f16::from_le_bytes);
-        run.convert_to_f32_slice(to);
-    }
-}
-
 impl Real for f32 {
     fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         match dtype {
             Dtype::F32 => each(bytes, out, f32::from_le_bytes),
-            Dtype::F16 => decode_f16(bytes, out),
-            Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            Dtype::F16 => f16_to_f32(bytes, out),
+            Dtype::BF16 => bf16_to_f32(bytes, out),
             Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
             _ => unreachable!("{dtype} is not a plain floating-point dtype"),
         }
@@ -103,52 +92,56 @@ pub fn encode<T: Real>(numbers: &[T], dtype: Dtype, out: &mut [u8]) {
             *to = convert(from);
         }
     }
+    /// Narrowed by way of f32, so many at a time that they stay in the first-level cache.
+    fn halves<T: Real>(numbers: &[T], out: &mut [u8], narrow: impl Fn(&[f32], &mut [u8])) {
+        const RUN: usize = 1024;
+        assert!(out.len() == 2 * numbers.len(), "as many bytes as numbers");
+        let mut wide = [0f32; RUN];
+        for (from, to) in numbers.chunks(RUN).zip(out.chunks_mut(2 * RUN)) {
+            let wide = &mut wide[..from.len()];
+            for (w, x) in wide.iter_mut().zip(from) {
+                *w = x.to_f32();
+            }
+            narrow(wide, to);
+        }
+    }
     match dtype {
         Dtype::F64 => each(numbers, out, |x| x.to_f64().to_le_bytes()),
         Dtype::F32 => each(numbers, out, |x| x.to_f32().to_le_bytes()),
-        Dtype::F16 => {
-            let mut wide = [0f32; RUN];
-            let mut narrow = [f16::ZERO; RUN];
-            for (from, to) in numbers.chunks(RUN).zip(out.chunks_mut(2 * RUN)) {
-                let (wide, narrow) = (&mut wide[..from.len()], &mut narrow[..from.len()]);
-                for (w, x) in wide.iter_mut().zip(from) {
-                    *w = x.to_f32();
-                }
-                narrow.convert_from_f32_slice(wide);
-                each(narrow, to, f16::to_le_bytes);
-            }
-        }
-        Dtype::BF16 => each(numbers, out, |x| bf16_bits(x.to_f32()).to_le_bytes()),
+        Dtype::F16 => halves(numbers, out, f32_to_f16),
+        Dtype::BF16 => halves(numbers, out, f32_to_bf16),
         _ => unreachable!("{dtype} is not a plain floating-point dtype"),
     }
 }
 
-/// The bits of the nearest bf16, ties to even; NaN stays NaN.
-pub fn bf16_bits(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    let nan = (bits & 0x7fff_ffff) > 0x7f80_0000;
-    (if nan { bits | 0x0040_0000 } else { rounded } >> 16) as u16
-}
-
 /// Whether a run of plain floating-point bytes holds NaN or infinity, and where: the index of the first.
 pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
-    fn scan<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
-        const BLOCK: usize = 256;
-        let (numbers, _) = bytes.as_chunks::<N>();
-        for (i, block) in numbers.chunks(BLOCK).enumerate() {
-            // Without an early exit, the loop is one of vector instructions.
-            if block.iter().fold(false, |any, &b| any | bad(b)) {
-                return block.iter().position(|&b| bad(b)).map(|at| i * BLOCK + at);
-            }
+    struct Scan<'a, const N: usize, F>(&'a [u8], F);
+
+    impl<const N: usize, F: Fn([u8; N]) -> bool> Task for Scan<'_, N, F> {
+        type Output = Option<usize>;
+
+        fn run<S: Simd>(self, simd: S) -> Option<usize> {
+            const BLOCK: usize = 512;
+            let Self(bytes, bad) = self;
+            let (numbers, _) = bytes.as_chunks::<N>();
+            // Without an early exit within a block, the loop is one of vector instructions.
+            let found = numbers.chunks(BLOCK).position(|block| {
+                simd.run(
+                    #[inline(always)]
+                    || block.iter().fold(false, |any, &b| any | bad(b)),
+                )
+            })?;
+            let at = numbers[found * BLOCK..].iter().position(|&b| bad(b))?;
+            Some(found * BLOCK + at)
         }
-        None
     }
+
     match dtype {
-        Dtype::F64 => scan(bytes, |b| u64::from_le_bytes(b) & 0x7ff0_0000_0000_0000 == 0x7ff0_0000_0000_0000),
-        Dtype::F32 => scan(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
-        Dtype::F16 => scan(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
-        Dtype::BF16 => scan(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+        Dtype::F64 => dispatch(Scan(bytes, |b| u64::from_le_bytes(b) & 0x7ff0_0000_0000_0000 == 0x7ff0_0000_0000_0000)),
+        Dtype::F32 => dispatch(Scan(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000)),
+        Dtype::F16 => dispatch(Scan(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00)),
+        Dtype::BF16 => dispatch(Scan(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80)),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::weights::{TensorRef, Weight};
 use crate::encoding::plain::Real;
-use crate::encoding::{Axis, Encoding, Form, Inputs, PartLayout, Rows, Scales, Stored, awq};
+use crate::encoding::{Axis, Encoding, Form, Inputs, PartLayout, Rows, Scales, Stored, awq, int};
 use crate::family::RowOrder;
 
 /// Part of a logical matrix: some rows of a stored weight, in Hugging Face's order, seen in another.
@@ -159,9 +159,19 @@ impl View {
         Ok(())
     }
 
+    /// Tells the system that these rows of a view that is read in bands are needed soon, so that it begins to read them.
+    pub fn prefetch(&self, rows: Range<u64>) {
+        self.each_range(rows, Source::prefetch);
+    }
+
     /// Tells the system that these rows of a view that is read in bands are not needed soon. They come back from the file if
     /// they are.
     pub fn release(&self, rows: Range<u64>) {
+        self.each_range(rows, Source::release);
+    }
+
+    /// The bytes in files of rows of a view that is one run and read in bands.
+    fn each_range(&self, rows: Range<u64>, act: impl Fn(&Source, usize, Range<u64>)) {
         let [open] = self.pieces.as_slice() else { return };
         if !open.is_run() || open.encoding.band_axis() == Axis::In {
             return;
@@ -169,7 +179,7 @@ impl View {
         let rows = open.piece.rows.start + rows.start..open.piece.rows.start + rows.end;
         for (layout, bytes) in &open.parts {
             if let (Bytes::Later(source, tensor), false) = (bytes, layout.is_whole()) {
-                source.release(*tensor, layout.bytes_of(&rows));
+                act(source, *tensor, layout.bytes_of(&rows));
             }
         }
     }
@@ -336,25 +346,12 @@ impl OpenPiece {
             }
             Encoding::Int8Rows { scale } => {
                 let scales = read_scales(&self.parts[1], scale, &rows, scales, 1)?;
-                let cols = self.stored_cols as usize;
-                for ((to, codes), &scale) in out.chunks_exact_mut(cols).zip(packed.chunks_exact(cols)).zip(scales) {
-                    for (x, &code) in to.iter_mut().zip(codes) {
-                        *x = T::from_f32(f32::from(code as i8) * scale);
-                    }
-                }
+                int::unpack_rows(packed, scales, self.stored_cols as usize, out);
             }
             Encoding::PackedInt { bits, group, scale } => {
                 let (cols, group) = (self.stored_cols as usize, group as usize);
                 let scales = read_scales(&self.parts[1], scale, &rows, scales, cols / group)?;
-                let bytes = packed.len() / (rows.end - rows.start).max(1) as usize;
-                let middle = 1i16 << (bits - 1);
-                let lines = out.chunks_exact_mut(cols).zip(packed.chunks_exact(bytes));
-                for ((to, codes), scales) in lines.zip(scales.chunks_exact(cols / group)) {
-                    for (i, x) in to.iter_mut().enumerate() {
-                        let code = if bits == 4 { codes[i / 2] >> (4 * (i % 2)) & 15 } else { codes[i] };
-                        *x = T::from_f32(f32::from(i16::from(code) - middle) * scales[i / group]);
-                    }
-                }
+                int::unpack_groups(bits, packed, scales, (cols, group), out);
             }
             Encoding::Fp8Rows { scale } => {
                 let cols = self.stored_cols as usize;

@@ -99,6 +99,11 @@ fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &J
         }
         let mut buffers = lock(&spare).pop().unwrap_or_default();
         let (s, lines) = bands.get(i);
+        // While this band is worked on, the system reads the one that this thread will most likely do next.
+        if i + 1 < bands.len() {
+            let (next, lines) = bands.get(i + 1);
+            prefetch(checkpoint, &plan.steps[next], views[next].as_ref().map(|(view, _)| view), lines);
+        }
         let step = &plan.steps[s];
         let done = job.cancel.check().map_err(Error::from).and_then(|()| match &views[s] {
             Some((view, Some(quantizer))) => {
@@ -130,6 +135,16 @@ fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &J
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn prefetch(checkpoint: &Checkpoint, step: &Step, view: Option<&View>, lines: std::ops::Range<u64>) {
+    match view {
+        Some(view) => view.prefetch(lines),
+        None => {
+            let at = checkpoint.weights()[step.pieces[0].weight].tensors[0];
+            checkpoint.sources()[at.source].prefetch(at.tensor, step.parts[0].bytes_of(&lines));
+        }
+    }
 }
 
 /// Reads lines `lines` of a step's matrix, quantizes them, writes them.

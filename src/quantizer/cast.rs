@@ -6,6 +6,7 @@ use half::f16;
 use super::{Band, Notes, Numbers, Quantizer};
 use crate::encoding::Encoding;
 use crate::encoding::plain::{self, Real};
+use crate::simd::{Simd, Task, dispatch};
 
 /// Rounds to a floating-point dtype and counts what that dtype cannot hold.
 #[derive(Debug, Clone, Copy)]
@@ -26,17 +27,34 @@ impl Quantizer for Cast {
 
 fn cast<T: Real>(numbers: &[T], dtype: Dtype, out: &mut [u8]) -> Notes {
     plain::encode(numbers, dtype, out);
-    let mut notes = Notes { non_finite: super::first_non_finite(numbers), ..Notes::default() };
-    let (mut overflowed, mut vanished) = (0u32, 0u32);
-    let (largest, smallest) = bounds(dtype);
-    for x in numbers {
-        let size = x.to_f64().abs();
-        overflowed += u32::from(size >= largest && size.is_finite());
-        vanished += u32::from(size <= smallest && size > 0.0);
+    let (overflowed, vanished) = dispatch(Count { numbers, bounds: bounds(dtype) });
+    Notes { non_finite: super::first_non_finite(numbers), overflowed, vanished, ..Notes::default() }
+}
+
+/// Counts the finite numbers that are at least as large, and those other than zero that are at most as small, as bounds.
+struct Count<'a, T> {
+    numbers: &'a [T],
+    bounds: (f64, f64),
+}
+
+impl<T: Real> Task for Count<'_, T> {
+    type Output = (u64, u64);
+
+    fn run<S: Simd>(self, simd: S) -> (u64, u64) {
+        let Self { numbers, bounds: (largest, smallest) } = self;
+        simd.run(
+            #[inline(always)]
+            move || {
+                let (mut overflowed, mut vanished) = (0, 0);
+                for x in numbers {
+                    let size = x.to_f64().abs();
+                    overflowed += u64::from((size >= largest) & (size <= f64::MAX));
+                    vanished += u64::from((size <= smallest) & (size > 0.0));
+                }
+                (overflowed, vanished)
+            },
+        )
     }
-    notes.overflowed = overflowed.into();
-    notes.vanished = vanished.into();
-    notes
 }
 
 /// The least size that rounds to infinity, and the largest that rounds to zero.

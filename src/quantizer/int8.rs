@@ -10,6 +10,7 @@ use half::f16;
 use super::{Band, Notes, Numbers, Quantizer};
 use crate::encoding::Encoding;
 use crate::encoding::plain::{self, Real, bf16_bits};
+use crate::simd::{Simd, Task, dispatch};
 
 /// (q_max − q_min) / 2 for eight bits.
 const HALF_RANGE: f64 = 127.5;
@@ -26,12 +27,23 @@ impl Quantizer for Int8Rows {
     fn encode(&self, band: Band<'_>, parts: &mut [Vec<u8>]) -> Notes {
         let [codes, scales] = parts else { unreachable!("int8 has codes and scales") };
         match (band.numbers, band.dtype) {
-            (Numbers::F64(numbers), dtype) => rows(numbers, band.cols, dtype, codes, scales, &Double),
-            (Numbers::F32(numbers), Dtype::F16) => rows(numbers, band.cols, Dtype::F16, codes, scales, &Half),
-            (Numbers::F32(numbers), Dtype::BF16) => rows(numbers, band.cols, Dtype::BF16, codes, scales, &Brain),
-            (Numbers::F32(numbers), dtype) => rows(numbers, band.cols, dtype, codes, scales, &Single),
+            (Numbers::F64(numbers), dtype) => encode(numbers, band.cols, dtype, codes, scales, Double),
+            (Numbers::F32(numbers), Dtype::F16) => encode(numbers, band.cols, Dtype::F16, codes, scales, Half),
+            (Numbers::F32(numbers), Dtype::BF16) => encode(numbers, band.cols, Dtype::BF16, codes, scales, Brain),
+            (Numbers::F32(numbers), dtype) => encode(numbers, band.cols, dtype, codes, scales, Single),
         }
     }
+}
+
+fn encode<T: Real, A: Arithmetic<T>>(
+    numbers: &[T],
+    cols: usize,
+    dtype: Dtype,
+    codes: &mut [u8],
+    scales: &mut [u8],
+    arithmetic: A,
+) -> Notes {
+    dispatch(Rows { numbers, cols, dtype, codes, scales, arithmetic })
 }
 
 /// The arithmetic of one dtype.
@@ -42,32 +54,48 @@ trait Arithmetic<T> {
     fn codes(&self, row: &[T], scale: T, out: &mut [u8]);
 }
 
-fn rows<T: Real + std::fmt::Debug, A: Arithmetic<T>>(
-    numbers: &[T],
+/// A band's rows to be encoded.
+struct Rows<'a, T, A> {
+    numbers: &'a [T],
     cols: usize,
     dtype: Dtype,
-    codes: &mut [u8],
-    scales: &mut [u8],
-    arithmetic: &A,
-) -> Notes {
-    let mut notes = Notes::default();
-    let width = (dtype.block_bits() / 8) as usize;
-    if cols == 0 {
-        return notes;
-    }
-    for (r, row) in numbers.chunks_exact(cols).enumerate() {
-        let (amax, finite) = amax(row);
-        if !finite && notes.non_finite.is_none() {
-            notes.non_finite = super::first_non_finite(row).map(|at| r * cols + at);
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+    arithmetic: A,
+}
+
+impl<T: Real, A: Arithmetic<T>> Task for Rows<'_, T, A> {
+    type Output = Notes;
+
+    fn run<S: Simd>(self, simd: S) -> Notes {
+        let Self { numbers, cols, dtype, codes, scales, arithmetic } = self;
+        let mut notes = Notes::default();
+        let width = (dtype.block_bits() / 8) as usize;
+        if cols == 0 {
+            return notes;
         }
-        let scale = arithmetic.scale(amax);
-        plain::encode(&[scale], dtype, &mut scales[r * width..][..width]);
-        arithmetic.codes(row, scale, &mut codes[r * cols..][..cols]);
+        for (r, row) in numbers.chunks_exact(cols).enumerate() {
+            let (amax, finite) = simd.run(
+                #[inline(always)]
+                || amax(row),
+            );
+            if !finite && notes.non_finite.is_none() {
+                notes.non_finite = super::first_non_finite(row).map(|at| r * cols + at);
+            }
+            let scale = arithmetic.scale(amax);
+            plain::encode(&[scale], dtype, &mut scales[r * width..][..width]);
+            let codes = &mut codes[r * cols..][..cols];
+            simd.run(
+                #[inline(always)]
+                || arithmetic.codes(row, scale, codes),
+            );
+        }
+        notes
     }
-    notes
 }
 
 /// The largest absolute value, and whether all are finite. In sixteen lanes, so that it compiles to vector instructions.
+#[inline(always)]
 fn amax<T: Real>(row: &[T]) -> (T, bool) {
     const LANES: usize = 16;
     let mut largest = [T::default(); LANES];
@@ -88,18 +116,14 @@ fn amax<T: Real>(row: &[T]) -> (T, bool) {
     (largest.into_iter().fold(T::default(), |most, x| if x > most { x } else { most }), finite)
 }
 
-/// Rounds to the nearest integer, ties to even, by adding and taking away a number whose unit in the last place is one.
-/// Right for |x| < 2²²; compiles to two vector additions where `round_ties_even` would be a call.
-#[inline(always)]
-fn nearest(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (x + MAGIC) - MAGIC
-}
+/// 1.5 · 2²³: f32 numbers of this size are the integers, so that adding it to |x| < 2²² rounds to the nearest, ties to even,
+/// and leaves the integer in the last bits. That compiles to a vector addition, where a conversion that saturates does not.
+const MAGIC: f32 = 12_582_912.0;
 
 /// The code of a quotient as a byte.
 #[inline(always)]
 fn code(quotient: f32) -> u8 {
-    nearest(quotient.clamp(-128.0, 127.0)) as i32 as u8
+    (quotient.clamp(-128.0, 127.0) + MAGIC).to_bits() as u8
 }
 
 struct Single;
@@ -108,6 +132,7 @@ impl Arithmetic<f32> for Single {
     fn scale(&self, amax: f32) -> f32 {
         or_epsilon(amax / HALF_RANGE as f32, f32::EPSILON)
     }
+    #[inline(always)]
     fn codes(&self, row: &[f32], scale: f32, out: &mut [u8]) {
         for (to, x) in out.iter_mut().zip(row) {
             *to = code(x / scale);
@@ -117,6 +142,7 @@ impl Arithmetic<f32> for Single {
 
 struct Brain;
 
+#[inline(always)]
 fn to_bf16(x: f32) -> f32 {
     f32::from_bits(u32::from(bf16_bits(x)) << 16)
 }
@@ -125,6 +151,7 @@ impl Arithmetic<f32> for Brain {
     fn scale(&self, amax: f32) -> f32 {
         or_epsilon(to_bf16(amax / HALF_RANGE as f32), half::bf16::EPSILON.to_f32())
     }
+    #[inline(always)]
     fn codes(&self, row: &[f32], scale: f32, out: &mut [u8]) {
         for (to, x) in out.iter_mut().zip(row) {
             *to = code(to_bf16(x / scale));
@@ -138,6 +165,7 @@ impl Arithmetic<f32> for Half {
     fn scale(&self, amax: f32) -> f32 {
         or_epsilon(f16::from_f32(amax / HALF_RANGE as f32).to_f32(), f16::EPSILON.to_f32())
     }
+    #[inline(always)]
     fn codes(&self, row: &[f32], scale: f32, out: &mut [u8]) {
         for (to, x) in out.iter_mut().zip(row) {
             *to = code(to_f16_small(x / scale));
@@ -161,11 +189,12 @@ impl Arithmetic<f64> for Double {
         let scale = amax / HALF_RANGE;
         if scale == 0.0 { f64::EPSILON } else { scale }
     }
+    #[inline(always)]
     fn codes(&self, row: &[f64], scale: f64, out: &mut [u8]) {
         const MAGIC: f64 = 6_755_399_441_055_744.0;
         for (to, x) in out.iter_mut().zip(row) {
             let quotient = (x / scale).clamp(-128.0, 127.0);
-            *to = ((quotient + MAGIC) - MAGIC) as i32 as u8;
+            *to = (quotient + MAGIC).to_bits() as u8;
         }
     }
 }
@@ -182,12 +211,12 @@ mod tests {
     fn the_fast_roundings_are_the_exact_ones() {
         for i in 0..2_000_000u32 {
             let x = (i as f32 - 1_000_000.0) * 0.000_131;
-            assert_eq!(nearest(x), x.round_ties_even(), "{x}");
+            assert_eq!(code(x), x.clamp(-128.0, 127.0).round_ties_even() as i32 as u8, "{x}");
             let exact = f16::from_f32(x).to_f32();
             assert_eq!(code(to_f16_small(x)), code(exact), "{x}");
         }
         for tie in [0.5f32, 1.5, -0.5, -2.5, 126.5, 127.5, -127.5, -128.5] {
-            assert_eq!(nearest(tie), tie.round_ties_even());
+            assert_eq!(code(tie), tie.clamp(-128.0, 127.0).round_ties_even() as i32 as u8);
         }
     }
 

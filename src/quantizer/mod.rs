@@ -13,6 +13,7 @@ use encoding::plain::Real;
 use formats::Dtype;
 
 use crate::encoding::{self, Encoding};
+use crate::simd::{Simd, Task, dispatch};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
@@ -88,10 +89,24 @@ pub trait Quantizer: Send + Sync {
 
 /// The index of the first number that is NaN or infinite.
 pub fn first_non_finite<T: Real>(numbers: &[T]) -> Option<usize> {
-    // Without an early exit within a run, the loop is one of vector instructions.
-    let all_finite = |run: &[T]| run.iter().fold(true, |ok, x| ok & (x.abs() <= T::MAX));
-    numbers.chunks(512).position(|run| !all_finite(run)).and_then(|i| {
-        let start = i * 512;
-        numbers[start..].iter().position(|x| !x.to_f64().is_finite()).map(|at| start + at)
-    })
+    struct Scan<'a, T>(&'a [T]);
+
+    impl<T: Real> Task for Scan<'_, T> {
+        type Output = Option<usize>;
+
+        fn run<S: Simd>(self, simd: S) -> Option<usize> {
+            const RUN: usize = 512;
+            // Without an early exit within a run, the loop is one of vector instructions.
+            let found = self.0.chunks(RUN).position(|run| {
+                !simd.run(
+                    #[inline(always)]
+                    || run.iter().fold(true, |ok, x| ok & (x.abs() <= T::MAX)),
+                )
+            })?;
+            let at = self.0[found * RUN..].iter().position(|x| !x.to_f64().is_finite())?;
+            Some(found * RUN + at)
+        }
+    }
+
+    dispatch(Scan(numbers))
 }

@@ -6,6 +6,7 @@ use half::f16;
 use super::{half, join, nibbles, pack_nibbles, part};
 
 /// 256 codes of 2 bits. A half of 128 elements lies in 32 bytes; element 32·s + i of a half is bits 2s of byte i.
+#[inline(always)]
 fn twos(bytes: &[u8; 64]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
@@ -17,6 +18,7 @@ fn twos(bytes: &[u8; 64]) -> [u8; 256] {
 }
 
 /// The reverse of [`twos`]; only the low two bits of a code count.
+#[inline(always)]
 fn pack_twos(codes: &[u8; 256]) -> [u8; 64] {
     let mut bytes = [0; 64];
     for (bytes, codes) in bytes.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
@@ -27,6 +29,7 @@ fn pack_twos(codes: &[u8; 256]) -> [u8; 64] {
 }
 
 /// 256 codes of 4 bits. 64 elements lie in 32 bytes: the first half in the low nibbles.
+#[inline(always)]
 fn fours(bytes: &[u8; 128]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
@@ -36,6 +39,7 @@ fn fours(bytes: &[u8; 128]) -> [u8; 256] {
 }
 
 /// The reverse of [`fours`]; only the low four bits of a code count.
+#[inline(always)]
 fn pack_fours(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
     for (bytes, codes) in bytes.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
@@ -45,6 +49,7 @@ fn pack_fours(codes: &[u8; 256]) -> [u8; 128] {
 }
 
 /// 256 single bits: that of element 32·s + i is bit s of byte i.
+#[inline(always)]
 fn ones(bytes: &[u8; 32]) -> [u8; 256] {
     let mut bits = [0; 256];
     for (s, bits) in bits.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -54,6 +59,7 @@ fn ones(bytes: &[u8; 32]) -> [u8; 256] {
 }
 
 /// The reverse of [`ones`], for bit `at` of each code.
+#[inline(always)]
 fn pack_ones(codes: &[u8; 256], at: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     for (s, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
@@ -65,6 +71,7 @@ fn pack_ones(codes: &[u8; 256], at: u32) -> [u8; 32] {
 }
 
 /// Values of sub-blocks of `S` elements: d · code − m, with the `d` and `m` that `scale` gives for a sub-block.
+#[inline(always)]
 fn affine<const S: usize>(codes: &[u8; 256], out: &mut [f32; 256], scale: impl Fn(usize) -> (f32, f32)) {
     for (j, (out, codes)) in out.as_chunks_mut::<S>().0.iter_mut().zip(codes.as_chunks::<S>().0).enumerate() {
         let (d, m) = scale(j);
@@ -75,6 +82,7 @@ fn affine<const S: usize>(codes: &[u8; 256], out: &mut [f32; 256], scale: impl F
 }
 
 /// Values of sub-blocks of 16 elements: d · (code − `zero`), with the `d` that `scale` gives for a sub-block.
+#[inline(always)]
 fn symmetric(codes: &[u8; 256], zero: i8, out: &mut [f32; 256], scale: impl Fn(usize) -> f32) {
     for (j, (out, codes)) in out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).enumerate() {
         let d = scale(j);
@@ -85,6 +93,7 @@ fn symmetric(codes: &[u8; 256], zero: i8, out: &mut [f32; 256], scale: impl Fn(u
 }
 
 /// value = d · scale · code − dmin · min, for 16 sub-blocks of 16; a code has 2 bits, a scale and a minimum 4.
+#[inline(always)]
 pub fn unpack_q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     let (d, dmin) = (half(block, 80), half(block, 82));
     let scales = part::<16>(block, 0);
@@ -92,12 +101,14 @@ pub fn unpack_q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 3, scales and minima 0 to 15; see [`unpack_q2_k`].
+#[inline(always)]
 pub fn pack_q2_k(d: f16, dmin: f16, scales: &[u8; 16], mins: &[u8; 16], codes: &[u8; 256], block: &mut [u8; 84]) {
     let both: [u8; 16] = std::array::from_fn(|j| scales[j] | mins[j] << 4);
     join(block, &[&both, &pack_twos(codes), &d.to_le_bytes(), &dmin.to_le_bytes()]);
 }
 
 /// value = d · (scale − 32) · (code − 4), for 16 sub-blocks of 16; a code has 3 bits, a scale 6.
+#[inline(always)]
 pub fn unpack_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = half(block, 108);
     let (low, high) = (part::<8>(block, 96), part::<4>(block, 104));
@@ -112,6 +123,7 @@ pub fn unpack_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 7, scales 0 to 63; see [`unpack_q3_k`].
+#[inline(always)]
 pub fn pack_q3_k(d: f16, scales: &[u8; 16], codes: &[u8; 256], block: &mut [u8; 110]) {
     let low: [u8; 8] = std::array::from_fn(|j| scales[j] & 15 | scales[j + 8] << 4);
     let high: [u8; 4] =
@@ -121,6 +133,7 @@ pub fn pack_q3_k(d: f16, scales: &[u8; 16], codes: &[u8; 256], block: &mut [u8; 
 
 /// The 8 scales and 8 minima of 6 bits in 12 bytes: four scales, four minima, then the low nibbles of the others, whose
 /// high bits are above the first eight's.
+#[inline(always)]
 pub fn scales_and_mins(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let [a, b, c] = [0, 4, 8].map(|at| part::<4>(bytes, at));
     let scale = |j: usize| if j < 4 { a[j] & 63 } else { c[j - 4] & 15 | a[j - 4] >> 6 << 4 };
@@ -129,6 +142,7 @@ pub fn scales_and_mins(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// The reverse of [`scales_and_mins`].
+#[inline(always)]
 pub fn pack_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     std::array::from_fn(|i| match i {
         0..4 => scales[i] | scales[i + 4] >> 4 << 6,
@@ -138,6 +152,7 @@ pub fn pack_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
 }
 
 /// value = d · scale · code − dmin · min, for 8 sub-blocks of 32; a code has 4 bits, a scale and a minimum 6.
+#[inline(always)]
 pub fn unpack_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scales, mins) = scales_and_mins(part(block, 4));
@@ -145,12 +160,14 @@ pub fn unpack_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 15, scales and minima 0 to 63; see [`unpack_q4_k`].
+#[inline(always)]
 pub fn pack_q4_k(d: f16, dmin: f16, scales: &[u8; 8], mins: &[u8; 8], codes: &[u8; 256], block: &mut [u8; 144]) {
     let both = pack_scales_and_mins(scales, mins);
     join(block, &[&d.to_le_bytes(), &dmin.to_le_bytes(), &both, &pack_fours(codes)]);
 }
 
 /// value = d · scale · code − dmin · min, for 8 sub-blocks of 32; a code has 5 bits, a scale and a minimum 6.
+#[inline(always)]
 pub fn unpack_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let (d, dmin) = (half(block, 0), half(block, 2));
     let (scales, mins) = scales_and_mins(part(block, 4));
@@ -162,12 +179,14 @@ pub fn unpack_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 31, scales and minima 0 to 63; see [`unpack_q5_k`].
+#[inline(always)]
 pub fn pack_q5_k(d: f16, dmin: f16, scales: &[u8; 8], mins: &[u8; 8], codes: &[u8; 256], block: &mut [u8; 176]) {
     let both = pack_scales_and_mins(scales, mins);
     join(block, &[&d.to_le_bytes(), &dmin.to_le_bytes(), &both, &pack_ones(codes, 4), &pack_fours(codes)]);
 }
 
 /// value = d · scale · (code − 32), for 16 sub-blocks of 16; a code has 6 bits, a scale is an i8.
+#[inline(always)]
 pub fn unpack_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = half(block, 208);
     let scales = part::<16>(block, 192);
@@ -181,6 +200,7 @@ pub fn unpack_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 63; see [`unpack_q6_k`].
+#[inline(always)]
 pub fn pack_q6_k(d: f16, scales: &[i8; 16], codes: &[u8; 256], block: &mut [u8; 210]) {
     let mut low = [0; 128];
     for (low, codes) in low.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
@@ -191,6 +211,7 @@ pub fn pack_q6_k(d: f16, scales: &[i8; 16], codes: &[u8; 256], block: &mut [u8; 
 }
 
 /// value = d · code; a code is an i8 and `d` an f32. The sums of codes behind them carry no value.
+#[inline(always)]
 pub fn unpack_q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
     let d = f32::from_le_bytes(*part(block, 0));
     for (y, &code) in out.iter_mut().zip(part::<256>(block, 4)) {

@@ -8,6 +8,7 @@ use super::{half, join, nibbles, pack_nibbles, part, word};
 pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// value = d · level of the code, for 32 elements.
+#[inline(always)]
 pub fn unpack_iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = half(block, 0);
     for (y, code) in out.iter_mut().zip(nibbles::<16, 32>(part(block, 2))) {
@@ -16,11 +17,13 @@ pub fn unpack_iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
 }
 
 /// Codes 0 to 15; see [`unpack_iq4_nl`].
+#[inline(always)]
 pub fn pack_iq4_nl(d: f16, codes: &[u8; 32], block: &mut [u8; 18]) {
     join(block, &[&d.to_le_bytes(), &pack_nibbles::<32, 16>(codes)]);
 }
 
 /// value = d · (scale − 32) · level of the code, for 8 sub-blocks of 32; a scale has 6 bits.
+#[inline(always)]
 pub fn unpack_iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let (d, high) = (half(block, 0), word(block, 2));
     let low = part::<4>(block, 4);
@@ -35,6 +38,7 @@ pub fn unpack_iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
 }
 
 /// Codes 0 to 15, scales 0 to 63; see [`unpack_iq4_xs`].
+#[inline(always)]
 pub fn pack_iq4_xs(d: f16, scales: &[u8; 8], codes: &[u8; 256], block: &mut [u8; 136]) {
     let high = (0..8).fold(0, |high, j| high | u16::from(scales[j] >> 4 & 3) << (2 * j));
     let low: [u8; 4] = std::array::from_fn(|j| scales[2 * j] & 15 | scales[2 * j + 1] << 4);

@@ -1,17 +1,26 @@
 //! The searches for a sub-block's scale, step for step those of ggml's `ggml-quants.c`: `make_qx_quants` is [`symmetric`],
 //! `make_q3_quants` [`refine`], `make_qkx2_quants` and `make_qkx3_quants` [`affine`], `make_qp_quants` [`positive`].
 
-use super::lanes::{Columns, Lanes, W, clamp, clamp_to, each, greatest, least, nearest, round, sum};
+use super::lanes::{Columns, byte, clamp_to, sum, times};
+use crate::simd::lanes::{W, nearest};
+use crate::simd::{Lanes, Mask, Simd};
 
 /// Sub-blocks whose largest magnitude is below this are all zero to ggml (`GROUP_MAX_EPS`).
 pub const NOTHING: f32 = 1e-15;
 
+/// The nearest integer, ties to even, of |x| < 2²²: two additions, where [`Lanes::nearest`] is four operations.
+#[inline(always)]
+fn round<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
+    let magic = simd.splat(12_582_912.0);
+    (x + magic) - magic
+}
+
 /// What a symmetric search found for each sub-block.
 pub struct Symmetric {
     /// value ≈ scale · (code − `zero`).
-    pub scale: Lanes,
+    pub scale: [f32; W],
     /// code = nearest(x · inverse) + `zero`; 0 where the sub-block is nothing.
-    inverse: Lanes,
+    inverse: [f32; W],
     nothing: [bool; W],
     zero: i32,
 }
@@ -27,73 +36,58 @@ impl Symmetric {
 
 /// The number of largest magnitude in each sub-block, the first of equals.
 #[inline(always)]
-pub fn extreme<const N: usize>(x: &Columns<N>) -> Lanes {
-    let (mut most, mut extreme) = ([0.0; W], [0.0; W]);
-    for column in x {
-        for lane in 0..W {
-            let magnitude = column[lane].abs();
-            let more = magnitude > most[lane];
-            most[lane] = if more { magnitude } else { most[lane] };
-            extreme[lane] = if more { column[lane] } else { extreme[lane] };
-        }
+pub fn extreme<S: Simd, const N: usize>(simd: S, x: &Columns<S, N>) -> S::Lanes {
+    let (mut most, mut extreme) = (simd.splat(0.0), simd.splat(0.0));
+    for &x in x {
+        let more = most.lt(x.abs());
+        most = x.abs().or(more, most);
+        extreme = x.or(more, extreme);
     }
     extreme
 }
 
 /// Scales of codes −zero … zero − 1: the scale that maps the extreme number to −zero, and 18 near it; of all the one for
 /// which the least-squares scale, weighted by `w`, explains most.
-pub fn symmetric<const N: usize>(x: &Columns<N>, w: &Columns<N>, zero: i32) -> Symmetric {
-    let extreme = extreme(x);
-    let nothing = extreme.map(|x| x.abs() < NOTHING);
-    let mut wx = *w;
-    for (wx, x) in wx.iter_mut().zip(x) {
-        for lane in 0..W {
-            wx[lane] *= x[lane];
-        }
-    }
-    let start = |shift: f32| each(|lane| if nothing[lane] { 0.0 } else { -(zero as f32 + shift) / extreme[lane] });
-    let (low, high) = (-zero as f32, (zero - 1) as f32);
-    let sums = |inverse: &Lanes, shift: f32| match shift < 0.45 {
-        // The extreme number does not get below −zero, so one bound is enough.
-        true => symmetric_sums(x, w, &wx, inverse, |l| least(round(l), high)),
-        false => symmetric_sums(x, w, &wx, inverse, |l| clamp(round(l), low, high)),
-    };
-    let mut inverse = start(0.0);
-    let (sum_lx, sum_l2) = sums(&inverse, 0.0);
-    let mut scale = each(|lane| if sum_l2[lane] != 0.0 { sum_lx[lane] / sum_l2[lane] } else { 0.0 });
-    let mut best = each(|lane| scale[lane] * sum_lx[lane]);
+#[inline(always)]
+pub fn symmetric<S: Simd, const N: usize>(simd: S, x: &Columns<S, N>, w: &Columns<S, N>, zero: i32) -> Symmetric {
+    let none = simd.splat(0.0);
+    let extreme = extreme(simd, x);
+    let nothing = extreme.abs().lt(simd.splat(NOTHING));
+    let wx = times::<S, N>(w, x);
+    let top = zero as f32;
+    let mut inverse = none.or(nothing, simd.splat(-top) / extreme);
+    let (sum_lx, sum_l2) = symmetric_sums(simd, x, w, &wx, inverse, zero);
+    let mut scale = none.or(sum_l2.equals(none), sum_lx / sum_l2);
+    let mut best = scale * sum_lx;
     for step in (-9..=9).filter(|&step| step != 0) {
-        let shift = 0.1 * step as f32;
-        let trial = start(shift);
-        let (sum_lx, sum_l2) = sums(&trial, shift);
-        for lane in 0..W {
-            let better = (sum_l2[lane] > 0.0) & (sum_lx[lane] * sum_lx[lane] > best[lane] * sum_l2[lane]);
-            let new = sum_lx[lane] / sum_l2[lane];
-            scale[lane] = if better { new } else { scale[lane] };
-            best[lane] = if better { new * sum_lx[lane] } else { best[lane] };
-            inverse[lane] = if better { trial[lane] } else { inverse[lane] };
-        }
+        let trial = none.or(nothing, simd.splat(-(top + 0.1 * step as f32)) / extreme);
+        let (sum_lx, sum_l2) = symmetric_sums(simd, x, w, &wx, trial, zero);
+        let better = none.lt(sum_l2) & (best * sum_l2).lt(sum_lx * sum_lx);
+        let new = sum_lx / sum_l2;
+        scale = new.or(better, scale);
+        best = (new * sum_lx).or(better, best);
+        inverse = trial.or(better, inverse);
     }
-    Symmetric { scale, inverse, nothing, zero }
+    let nothing = extreme.store().map(|x| x.abs() < NOTHING);
+    Symmetric { scale: scale.store(), inverse: inverse.store(), nothing, zero }
 }
 
-/// Σ w·x·l and Σ w·l² for the codes l = `code`(x · inverse). Alone in a function because the compiler then makes the best of
-/// the loop.
-#[inline(never)]
-fn symmetric_sums<const N: usize>(
-    x: &Columns<N>,
-    w: &Columns<N>,
-    wx: &Columns<N>,
-    inverse: &Lanes,
-    code: impl Fn(f32) -> f32,
-) -> (Lanes, Lanes) {
-    let (mut sum_lx, mut sum_l2) = ([0.0; W], [0.0; W]);
+/// Σ w·x·l and Σ w·l² for the codes l.
+#[inline(always)]
+fn symmetric_sums<S: Simd, const N: usize>(
+    simd: S,
+    x: &Columns<S, N>,
+    w: &Columns<S, N>,
+    wx: &Columns<S, N>,
+    inverse: S::Lanes,
+    zero: i32,
+) -> (S::Lanes, S::Lanes) {
+    let (low, high) = (simd.splat(-zero as f32), simd.splat((zero - 1) as f32));
+    let (mut sum_lx, mut sum_l2) = (simd.splat(0.0), simd.splat(0.0));
     for i in 0..N {
-        for lane in 0..W {
-            let l = code(inverse[lane] * x[i][lane]);
-            sum_lx[lane] += wx[i][lane] * l;
-            sum_l2[lane] += w[i][lane] * l * l;
-        }
+        let l = round(simd, inverse * x[i]).clamp(low, high);
+        sum_lx = sum_lx + wx[i] * l;
+        sum_l2 = sum_l2 + w[i] * l * l;
     }
     (sum_lx, sum_l2)
 }
@@ -121,11 +115,11 @@ impl Steps {
 /// What an affine search found for each sub-block.
 pub struct Affine {
     /// value ≈ scale · code − min, and min ≥ 0.
-    pub scale: Lanes,
-    pub min: Lanes,
+    pub scale: [f32; W],
+    pub min: [f32; W],
     /// code = nearest(inverse · (x − base)); 0 where the sub-block has one value.
-    inverse: Lanes,
-    base: Lanes,
+    inverse: [f32; W],
+    base: [f32; W],
     flat: [bool; W],
     pub most: i32,
 }
@@ -141,208 +135,154 @@ impl Affine {
 
 /// Scales and minima of codes 0 … most: for each trial scale the codes, for these the least-squares scale and minimum
 /// weighted by `w`, and of all the pair with the least error. A better minimum is the base of the trials after it.
-pub fn affine<const N: usize>(x: &Columns<N>, w: &Columns<N>, steps: Steps) -> Affine {
-    let (lowest, highest) = range(x);
-    let sum_w = sum::<N>(|i, lane| w[i][lane]);
-    let sum_x = sum::<N>(|i, lane| w[i][lane] * x[i][lane]);
-    let mut min = lowest.map(|x| if x > 0.0 { 0.0 } else { x });
-    let flat = std::array::from_fn(|lane| highest[lane] == min[lane]);
-    // The inverse of a scale that maps the numbers from `min` up to `codes` codes.
-    let inverse_of =
-        |codes: f32, min: &Lanes| each(|lane| codes / if flat[lane] { 1.0 } else { highest[lane] - min[lane] });
-    let most = steps.most;
-    let mut codes = [[0.0; W]; N];
-    let trial = |min: &Lanes, inverse: &Lanes, codes: &mut Columns<N>| {
-        // How far the scaled numbers reach. Mostly not above the last code, so that one bound is enough. Sub-blocks of
-        // next to nothing have huge or infinite inverses; there only ggml's own bit trick gives its codes.
-        let (mut tame, mut below) = (true, true);
-        for lane in 0..W {
-            let (a, b) = (inverse[lane] * (lowest[lane] - min[lane]), inverse[lane] * (highest[lane] - min[lane]));
-            tame &= (a.abs() < 4e6) & (b.abs() < 4e6);
-            below &= (a < most + 0.45) & (b < most + 0.45);
-        }
-        match (tame, below) {
-            (true, true) => affine_sums(x, w, inverse, min, codes, |l| greatest(round(l), 0.0)),
-            (true, false) => affine_sums(x, w, inverse, min, codes, |l| clamp(round(l), 0.0, most)),
-            (false, _) => affine_sums(x, w, inverse, min, codes, |l| clamp(nearest(l) as f32, 0.0, most)),
-        }
-    };
-
-    let inverse = inverse_of(most, &min);
-    let scale = inverse.map(|inverse| 1.0 / inverse);
-    trial(&min, &inverse, &mut codes);
-    let best = error(x, w, &codes, &scale, &min, steps.absolute);
-    let mut found = Found { best, scale, min, inverse, base: min };
-    for i in 0..=steps.count {
-        min = found.min;
-        let inverse = inverse_of(steps.first + steps.step * i as f32 + most, &min);
-        let sums = trial(&min, &inverse, &mut codes);
-        let (det, scale, new_min) = solve(&sum_w, &sum_x, &sums);
-        let errors = error(x, w, &codes, &scale, &new_min, steps.absolute);
-        found.keep_better(&det, &errors, &scale, &new_min, &inverse);
-    }
-    for lane in 0..W {
-        if flat[lane] {
-            found.scale[lane] = 0.0;
-            found.min[lane] = highest[lane];
-        }
-    }
-    let Found { scale, min, inverse, base, .. } = found;
-    Affine { scale, min: min.map(|min| -min), inverse, base, flat, most: most as i32 }
-}
-
-/// The weighted least-squares scale and minimum for given codes, the minimum at most zero; and the determinant, which must
-/// be positive for them to mean anything.
-#[inline(never)]
-fn solve(sum_w: &Lanes, sum_x: &Lanes, [sum_l, sum_l2, sum_xl]: &[Lanes; 3]) -> (Lanes, Lanes, Lanes) {
-    let det = each(|lane| sum_w[lane] * sum_l2[lane] - sum_l[lane] * sum_l[lane]);
-    let scale = each(|lane| (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / det[lane]);
-    let min = each(|lane| (sum_l2[lane] * sum_x[lane] - sum_l[lane] * sum_xl[lane]) / det[lane]);
-    let above = each(|lane| sum_xl[lane] / sum_l2[lane]);
-    let scale = each(|lane| if min[lane] > 0.0 { above[lane] } else { scale[lane] });
-    (det, scale, min.map(|min| if min > 0.0 { 0.0 } else { min }))
-}
-
-/// The best of the trials so far.
-struct Found {
-    best: Lanes,
-    scale: Lanes,
-    min: Lanes,
-    inverse: Lanes,
-    /// The minimum with which the codes were chosen.
-    base: Lanes,
-}
-
-impl Found {
-    #[inline(never)]
-    fn keep_better(&mut self, det: &Lanes, errors: &Lanes, scale: &Lanes, min: &Lanes, inverse: &Lanes) {
-        for lane in 0..W {
-            let better = (det[lane] > 0.0) & (errors[lane] < self.best[lane]);
-            self.best[lane] = if better { errors[lane] } else { self.best[lane] };
-            self.scale[lane] = if better { scale[lane] } else { self.scale[lane] };
-            self.base[lane] = if better { self.min[lane] } else { self.base[lane] };
-            self.min[lane] = if better { min[lane] } else { self.min[lane] };
-            self.inverse[lane] = if better { inverse[lane] } else { self.inverse[lane] };
-        }
-    }
-}
-
-/// The least and the greatest number of each sub-block.
-fn range<const N: usize>(x: &Columns<N>) -> (Lanes, Lanes) {
+#[inline(always)]
+pub fn affine<S: Simd, const N: usize>(simd: S, x: &Columns<S, N>, w: &Columns<S, N>, steps: Steps) -> Affine {
+    let (none, one, most) = (simd.splat(0.0), simd.splat(1.0), simd.splat(steps.most));
     let (mut lowest, mut highest) = (x[0], x[0]);
-    for column in &x[1..] {
-        for lane in 0..W {
-            lowest[lane] = if column[lane] < lowest[lane] { column[lane] } else { lowest[lane] };
-            highest[lane] = if column[lane] > highest[lane] { column[lane] } else { highest[lane] };
-        }
+    for &x in &x[1..] {
+        lowest = x.least(lowest);
+        highest = x.greatest(highest);
     }
-    (lowest, highest)
+    let (sum_w, sum_x) = (sum(simd, w), sum(simd, &times::<S, N>(w, x)));
+    let least_min = none.or(none.lt(lowest), lowest);
+    let flat = highest.equals(least_min);
+    let mut codes = [none; N];
+    let range = one.or(flat, highest - least_min);
+    let mut inverse = most / range;
+    affine_sums(simd, x, w, inverse, least_min, [lowest, highest, most], &mut codes);
+    let mut scale = one / inverse;
+    let (mut min, mut base) = (least_min, least_min);
+    let mut best = error(simd, x, w, &codes, scale, min, steps.absolute);
+    for i in 0..=steps.count {
+        // The scale that maps the numbers from `min` up to so many codes.
+        let count = simd.splat(steps.first + steps.step * i as f32 + steps.most);
+        let new_inverse = count / one.or(flat, highest - min);
+        let [sum_l, sum_l2, sum_xl] = affine_sums(simd, x, w, new_inverse, min, [lowest, highest, most], &mut codes);
+        // The weighted least-squares scale and minimum for these codes, the minimum at most zero; the determinant must be
+        // positive for them to mean anything.
+        let det = sum_w * sum_l2 - sum_l * sum_l;
+        let new_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        let above = none.lt(new_min);
+        let new_scale = (sum_xl / sum_l2).or(above, (sum_w * sum_xl - sum_x * sum_l) / det);
+        let new_min = none.or(above, new_min);
+        let errors = error(simd, x, w, &codes, new_scale, new_min, steps.absolute);
+        let better = none.lt(det) & errors.lt(best);
+        best = errors.or(better, best);
+        scale = new_scale.or(better, scale);
+        base = min.or(better, base);
+        min = new_min.or(better, min);
+        inverse = new_inverse.or(better, inverse);
+    }
+    let scale = none.or(flat, scale).store();
+    let min = highest.or(flat, min).store().map(|min| -min);
+    let (highest, least_min) = (highest.store(), least_min.store());
+    let flat = std::array::from_fn(|lane| highest[lane] == least_min[lane]);
+    Affine { scale, min, inverse: inverse.store(), base: base.store(), flat, most: steps.most as i32 }
 }
 
-/// The codes l = `code`((x − min) · inverse), and their sums Σ w·l, Σ w·l², Σ w·l·x. Alone in a function because the compiler
-/// then makes the best of the loop.
-#[inline(never)]
-fn affine_sums<const N: usize>(
-    x: &Columns<N>,
-    w: &Columns<N>,
-    inverse: &Lanes,
-    min: &Lanes,
-    codes: &mut Columns<N>,
-    code: impl Fn(f32) -> f32,
-) -> [Lanes; 3] {
-    let mut sums = [[0.0; W]; 3];
-    for i in 0..N {
-        for lane in 0..W {
-            let l = code(inverse[lane] * (x[i][lane] - min[lane]));
-            codes[i][lane] = l;
-            let wl = w[i][lane] * l;
-            sums[0][lane] += wl;
-            sums[1][lane] += wl * l;
-            sums[2][lane] += wl * x[i][lane];
+/// The codes l = nearest((x − min) · inverse), from 0 to the last, and their sums Σ w·l, Σ w·l², Σ w·l·x.
+#[inline(always)]
+fn affine_sums<S: Simd, const N: usize>(
+    simd: S,
+    x: &Columns<S, N>,
+    w: &Columns<S, N>,
+    inverse: S::Lanes,
+    min: S::Lanes,
+    [lowest, highest, most]: [S::Lanes; 3],
+    codes: &mut Columns<S, N>,
+) -> [S::Lanes; 3] {
+    let (none, limit) = (simd.splat(0.0), simd.splat(4e6));
+    // Sub-blocks of next to nothing have huge or infinite inverses; there only ggml's own bit trick gives its codes.
+    let tame = (inverse * (lowest - min)).abs().lt(limit) & (inverse * (highest - min)).abs().lt(limit);
+    if tame.all() {
+        for i in 0..N {
+            codes[i] = round(simd, inverse * (x[i] - min)).clamp(none, most);
+        }
+    } else {
+        for i in 0..N {
+            codes[i] = (inverse * (x[i] - min)).nearest().clamp(none, most);
         }
     }
-    sums
+    let [mut sum_l, mut sum_l2, mut sum_xl] = [none; 3];
+    for i in 0..N {
+        let (l, wl) = (codes[i], w[i] * codes[i]);
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + wl * l;
+        sum_xl = sum_xl + wl * x[i];
+    }
+    [sum_l, sum_l2, sum_xl]
 }
 
 /// Σ w · |scale · code + min − x|, or of the square.
-fn error<const N: usize>(
-    x: &Columns<N>,
-    w: &Columns<N>,
-    codes: &Columns<N>,
-    scale: &Lanes,
-    min: &Lanes,
+#[inline(always)]
+fn error<S: Simd, const N: usize>(
+    simd: S,
+    x: &Columns<S, N>,
+    w: &Columns<S, N>,
+    codes: &Columns<S, N>,
+    scale: S::Lanes,
+    min: S::Lanes,
     absolute: bool,
-) -> Lanes {
-    let difference = |i: usize, lane: usize| scale[lane] * codes[i][lane] + min[lane] - x[i][lane];
-    match absolute {
-        true => sum::<N>(|i, lane| w[i][lane] * difference(i, lane).abs()),
-        false => sum::<N>(|i, lane| {
-            let difference = difference(i, lane);
-            w[i][lane] * (difference * difference)
-        }),
+) -> S::Lanes {
+    let mut sum = simd.splat(0.0);
+    for i in 0..N {
+        let difference = scale * codes[i] + min - x[i];
+        let error = if absolute { difference.abs() } else { difference * difference };
+        sum = sum + w[i] * error;
     }
+    sum
 }
 
 /// Scales and codes −zero … zero − 1, plus zero: the codes of the scale that maps the extreme number to −zero, then up to
 /// five rounds in which each code in turn moves to the one that is best while the others stay. The weights are x².
-pub fn refine<const N: usize>(x: &Columns<N>, zero: i32) -> (Lanes, [[u8; W]; N]) {
-    let (low, high) = (-zero as f32, (zero - 1) as f32);
-    let extreme = extreme(x);
-    let nothing = extreme.map(|x| x.abs() < NOTHING);
-    let inverse = each(|lane| if nothing[lane] { 0.0 } else { low / extreme[lane] });
-    let mut codes = [[0.0; W]; N];
-    let mut sums = Sums { lx: [0.0; W], l2: [0.0; W] };
-    for i in 0..N {
-        for lane in 0..W {
-            let x = x[i][lane];
-            let l = clamp(round(inverse[lane] * x), low, high);
-            let w = x * x;
-            codes[i][lane] = l;
-            sums.lx[lane] += w * x * l;
-            sums.l2[lane] += w * l * l;
-        }
+#[inline(always)]
+pub fn refine<S: Simd, const N: usize>(simd: S, x: &Columns<S, N>, zero: i32) -> ([f32; W], [[u8; W]; N]) {
+    let none = simd.splat(0.0);
+    let (low, high) = (simd.splat(-zero as f32), simd.splat((zero - 1) as f32));
+    let extreme = extreme(simd, x);
+    let inverse = none.or(extreme.abs().lt(simd.splat(NOTHING)), low / extreme);
+    let mut codes = [none; N];
+    // Σ w·x·l and Σ w·l² of each sub-block.
+    let (mut sum_lx, mut sum_l2) = (none, none);
+    for (&x, code) in x.iter().zip(&mut codes) {
+        let l = round(simd, inverse * x).clamp(low, high);
+        let w = x * x;
+        *code = l;
+        sum_lx = sum_lx + w * x * l;
+        sum_l2 = sum_l2 + w * l * l;
     }
     for _ in 0..5 {
         let mut changed = false;
-        for (x, codes) in x.iter().zip(&mut codes) {
-            changed |= sums.improve(x, codes, zero);
+        for (&x, code) in x.iter().zip(&mut codes) {
+            let (l, w) = (*code, x * x);
+            let rest_lx = sum_lx - w * x * l;
+            let rest_l2 = sum_l2 - w * l * l;
+            let new = (x * rest_l2 / rest_lx).nearest().clamp(low, high);
+            let new_lx = rest_lx + w * x * new;
+            let new_l2 = rest_l2 + w * new * new;
+            let better = none.lt(rest_lx)
+                & none.lt((new - l).abs())
+                & none.lt(new_l2)
+                & (sum_lx * sum_lx * new_l2).lt(new_lx * new_lx * sum_l2);
+            *code = new.or(better, l);
+            sum_lx = new_lx.or(better, sum_lx);
+            sum_l2 = new_l2.or(better, sum_l2);
+            changed |= better.any();
         }
         if !changed {
             break;
         }
     }
-    let scale = each(|lane| if sums.l2[lane] > 0.0 { sums.lx[lane] / sums.l2[lane] } else { 0.0 });
-    let code = |l: f32, lane: usize| if nothing[lane] { 0 } else { (l as i32 + zero) as u8 };
-    (scale, codes.map(|l| std::array::from_fn(|lane| code(l[lane], lane))))
-}
-
-/// Σ w·x·l and Σ w·l² of each sub-block.
-struct Sums {
-    lx: Lanes,
-    l2: Lanes,
-}
-
-impl Sums {
-    /// Moves the codes of one element of each sub-block to better ones, where there are any.
-    #[inline(never)]
-    fn improve(&mut self, x: &Lanes, codes: &mut Lanes, zero: i32) -> bool {
-        let mut changed = 0;
+    let scale = (sum_lx / sum_l2).or(none.lt(sum_l2), none);
+    let nothing = extreme.store().map(|x| x.abs() < NOTHING);
+    let mut out = [[0; W]; N];
+    for (out, codes) in out.iter_mut().zip(&codes) {
+        let codes = codes.store();
         for lane in 0..W {
-            let (x, l) = (x[lane], codes[lane]);
-            let (w, lx, l2) = (x * x, self.lx[lane], self.l2[lane]);
-            let rest_lx = lx - w * x * l;
-            let rest_l2 = l2 - w * l * l;
-            let new = clamp_to(nearest(x * rest_l2 / rest_lx), -zero, zero - 1) as f32;
-            let new_lx = rest_lx + w * x * new;
-            let new_l2 = rest_l2 + w * new * new;
-            let better = (rest_lx > 0.0) & (new != l) & (new_l2 > 0.0) & (new_lx * new_lx * l2 > lx * lx * new_l2);
-            codes[lane] = if better { new } else { l };
-            self.lx[lane] = if better { new_lx } else { lx };
-            self.l2[lane] = if better { new_l2 } else { l2 };
-            changed |= i32::from(better);
+            out[lane] = if nothing[lane] { 0 } else { byte(codes[lane] + zero as f32) };
         }
-        changed != 0
     }
+    (scale.store(), out)
 }
 
 /// Numbers that are mostly positive as multiples 0 … top of a common scale: the least weighted squared error of nine

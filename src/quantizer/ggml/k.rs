@@ -4,29 +4,40 @@
 use half::f16;
 
 use super::fit::{self, Affine, NOTHING, Steps};
-use super::lanes::{Lanes, W, clamp_to, columns, each, importance, map, nearest, sum};
+use super::lanes::{clamp_to, columns, from_f16, importance, map, sum, times, to_f16};
 use super::{Row, sum_of_squares};
 use crate::encoding::ggml::k::{
     pack_q2_k, pack_q3_k, pack_q4_k, pack_q5_k, pack_q6_k, pack_scales_and_mins, scales_and_mins,
 };
+use crate::simd::lanes::{W, nearest};
+use crate::simd::{Lanes, Simd};
 
-/// Super-blocks with their weights, if there are any, and their blocks.
-fn each_block<const B: usize>(
+/// The super-blocks of a row, with their weights if there are any, and their blocks: as many at once as have [`W`] sub-blocks
+/// of `N` elements.
+fn each_group<const N: usize, const B: usize>(
+    simd: impl Simd,
     row: &Row,
     out: &mut [[u8; B]],
-    mut quantize: impl FnMut(&[f32; 256], Option<&[f32; 256]>, &mut [u8; B]),
+    quantize: impl Fn(&[[f32; 256]], Option<&[[f32; 256]]>, &mut [[u8; B]]),
 ) {
     let x = row.blocks();
     assert_eq!(x.len(), out.len(), "as many blocks");
     let weights = row.weight_blocks();
-    for (i, (x, out)) in x.iter().zip(out).enumerate() {
-        quantize(x, weights.map(|weights| &weights[i]), out);
-    }
+    let size = W * N / 256;
+    simd.run(
+        #[inline(always)]
+        || {
+            for (i, (x, out)) in x.chunks(size).zip(out.chunks_mut(size)).enumerate() {
+                quantize(x, weights.map(|weights| &weights[i * size..][..x.len()]), out);
+            }
+        },
+    );
 }
 
-/// The `i`th [`W`] sub-blocks of `S` elements of a super-block.
-fn group<const S: usize>(x: &[f32; 256], i: usize) -> &[[f32; S]] {
-    &x.as_chunks().0[i * W..(i + 1) * W]
+/// The sub-blocks of `N` elements of super-blocks.
+#[inline(always)]
+fn sub_blocks<const N: usize>(x: &[[f32; 256]]) -> &[[f32; N]] {
+    x.as_flattened().as_chunks().0
 }
 
 /// A super-block's scale and minimum, the small multiples of them that are the sub-blocks', and the codes.
@@ -38,53 +49,61 @@ struct Super<const J: usize> {
     codes: [u8; 256],
 }
 
-/// Scales and minima for the `J` sub-blocks of `S` elements. `plain` tells how to search without weights, `top` is the
-/// largest multiple, `spread` what σ² is of the mean square. `store` gives the multiples that are read back: where rounding
-/// made a scale negative, ggml stores some of its bits, and chooses the codes for what it then reads.
-fn affine<const S: usize, const J: usize>(
-    x: &[f32; 256],
-    weights: Option<&[f32; 256]>,
+/// Scales and minima for the `J` sub-blocks of `N` elements of up to `W / J` super-blocks; `pack` is given each with its
+/// number. `plain` tells how to search without weights, `top` is the largest multiple, `spread` what σ² is of the mean square.
+/// `store` gives the multiples that are read back: where rounding made a scale negative, ggml stores some of its bits, and
+/// chooses the codes for what it then reads.
+#[inline(always)]
+fn affine<S: Simd, const N: usize, const J: usize>(
+    simd: S,
+    x: &[[f32; 256]],
+    weights: Option<&[[f32; 256]]>,
     plain: Steps,
-    top: u8,
-    spread: f32,
+    (top, spread): (u8, f32),
     store: impl Fn([u8; J], [u8; J]) -> ([u8; J], [u8; J]),
-) -> Super<J> {
-    let (mut scale, mut min, mut importances) = ([0.0; J], [0.0; J], [0.0; J]);
-    let mut fits = Vec::with_capacity(J / W);
-    let sigma2 = weights.map(|_| spread * sum_of_squares(x) / 256.0);
-    for i in 0..J / W {
-        let columns_of = columns::<S>(group(x, i));
-        let fit = match (weights, sigma2) {
-            (Some(weights), Some(sigma2)) => {
-                let w = importance(&columns_of, &columns::<S>(group(weights, i)), &[sigma2; W]);
-                importances[i * W..][..W].copy_from_slice(&sum::<S>(|i, lane| w[i][lane]));
-                fit::affine(&columns_of, &w, Steps::weighted(plain.most as u8))
+    mut pack: impl FnMut(usize, Super<J>),
+) {
+    let turned = columns::<S, N>(simd, sub_blocks(x));
+    let (w, steps) = match weights {
+        Some(weights) => {
+            let mut sigma2 = [0.0; W];
+            for (sigma2, x) in sigma2.chunks_mut(J).zip(x) {
+                sigma2.fill(spread * sum_of_squares(x) / 256.0);
             }
-            _ => {
-                let offset = if plain.absolute {
-                    [0.0; W]
-                } else {
-                    sum::<S>(|i, lane| columns_of[i][lane] * columns_of[i][lane]).map(|sum| (sum / S as f32).sqrt())
-                };
-                let w = columns_of.map(|x| each(|lane| offset[lane] + x[lane].abs()));
-                fit::affine(&columns_of, &w, plain)
+            let w = importance::<S, N>(&turned, &columns(simd, sub_blocks(weights)), simd.load(&sigma2));
+            (w, Steps::weighted(plain.most as u8))
+        }
+        None => {
+            let offset = if plain.absolute {
+                simd.splat(0.0)
+            } else {
+                (sum(simd, &times::<S, N>(&turned, &turned)) / simd.splat(N as f32)).sqrt()
+            };
+            let mut w = turned;
+            for w in &mut w {
+                *w = offset + w.abs();
             }
-        };
-        scale[i * W..][..W].copy_from_slice(&fit.scale);
-        min[i * W..][..W].copy_from_slice(&fit.min);
-        fits.push(fit);
-    }
-    let ((d, scales), (dmin, mins)) = match weights {
-        Some(_) => (fit::positive(&scale, &importances, top), fit::positive(&min, &importances, top)),
-        None => (multiples(&scale, top), multiples(&min, top)),
+            (w, plain)
+        }
     };
-    let (d, dmin) = (f16::from_f32(d), f16::from_f32(dmin));
-    let (scales, mins) = store(scales, mins);
-    let codes = affine_codes::<S, J>(x, &fits, d, dmin, &scales, &mins);
-    Super { d, dmin, scales, mins, codes }
+    let fit = fit::affine(simd, &turned, &w, steps);
+    let importances = sum(simd, &w).store();
+    for (p, x) in x.iter().enumerate() {
+        let own = |lanes: &[f32; W]| lanes.as_chunks::<J>().0[p];
+        let (scale, min, importances) = (own(&fit.scale), own(&fit.min), own(&importances));
+        let ((d, scales), (dmin, mins)) = match weights {
+            Some(_) => (fit::positive(&scale, &importances, top), fit::positive(&min, &importances, top)),
+            None => (multiples(&scale, top), multiples(&min, top)),
+        };
+        let (d, dmin) = (to_f16(d), to_f16(dmin));
+        let (scales, mins) = store(scales, mins);
+        let codes = affine_codes::<N, J>(x, &fit, p * J, [d, dmin], &scales, &mins);
+        pack(p, Super { d, dmin, scales, mins, codes });
+    }
 }
 
 /// Numbers that are mostly positive as multiples 0 … top of their largest / top.
+#[inline(always)]
 fn multiples<const J: usize>(numbers: &[f32; J], top: u8) -> (f32, [u8; J]) {
     let largest = numbers.iter().fold(0.0, |most, &x| if x > most { x } else { most });
     if largest > 0.0 {
@@ -95,23 +114,25 @@ fn multiples<const J: usize>(numbers: &[f32; J], top: u8) -> (f32, [u8; J]) {
     }
 }
 
-/// The codes for rounded scales and minima; where the scale became zero, those of the search remain.
-fn affine_codes<const S: usize, const J: usize>(
+/// The codes for rounded scales and minima of the sub-blocks whose fits are the lanes from `first` on; where the scale became
+/// zero, those of the search remain.
+#[inline(always)]
+fn affine_codes<const N: usize, const J: usize>(
     x: &[f32; 256],
-    fits: &[Affine],
-    d: f16,
-    dmin: f16,
+    fit: &Affine,
+    first: usize,
+    [d, dmin]: [f16; 2],
     scales: &[u8; J],
     mins: &[u8; J],
 ) -> [u8; 256] {
-    let most = fits[0].most;
+    let most = fit.most;
     let mut codes = [0; 256];
-    let sub_blocks = x.as_chunks::<S>().0.iter().zip(codes.as_chunks_mut::<S>().0);
+    let sub_blocks = x.as_chunks::<N>().0.iter().zip(codes.as_chunks_mut::<N>().0);
     for (j, (x, codes)) in sub_blocks.enumerate() {
-        let d = d.to_f32() * f32::from(scales[j]);
-        let m = dmin.to_f32() * f32::from(mins[j]);
+        let d = from_f16(d) * f32::from(scales[j]);
+        let m = from_f16(dmin) * f32::from(mins[j]);
         *codes = if d == 0.0 {
-            map(x, |x| fits[j / W].code(j % W, x))
+            map(x, |x| fit.code(first + j, x))
         } else {
             map(x, |x| clamp_to(nearest((x + m) / d), 0, most) as u8)
         };
@@ -119,16 +140,33 @@ fn affine_codes<const S: usize, const J: usize>(
     codes
 }
 
-pub fn q2_k(row: &Row, out: &mut [[u8; 84]]) {
+pub fn q2_k(simd: impl Simd, row: &Row, out: &mut [[u8; 84]]) {
     let plain = Steps { most: 3.0, first: -0.5, step: 0.1, count: 15, absolute: true };
     let store = |scales: [u8; 16], mins: [u8; 16]| {
         let both: [u8; 16] = std::array::from_fn(|j| scales[j] | mins[j] << 4);
         (both.map(|both| both & 15), both.map(|both| both >> 4))
     };
-    each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } = affine::<16, 16>(x, weights, plain, 15, 1.0, store);
-        pack_q2_k(d, dmin, &scales, &mins, &codes, out);
-    });
+    each_group::<16, 84>(
+        simd,
+        row,
+        out,
+        #[inline(always)]
+        |x, weights, out| {
+            affine::<_, 16, 16>(
+                simd,
+                x,
+                weights,
+                plain,
+                (15, 1.0),
+                store,
+                #[inline(always)]
+                |p, found| {
+                    let Super { d, dmin, scales, mins, codes } = found;
+                    pack_q2_k(d, dmin, &scales, &mins, &codes, &mut out[p]);
+                },
+            );
+        },
+    );
 }
 
 /// The scales and minima that are read back of those stored in six bits.
@@ -141,29 +179,64 @@ fn limit(multiples: [u8; 8]) -> [u8; 8] {
     multiples.map(|multiple| multiple.min(63))
 }
 
-pub fn q4_k(row: &Row, out: &mut [[u8; 144]]) {
+pub fn q4_k(simd: impl Simd, row: &Row, out: &mut [[u8; 144]]) {
     let plain = Steps { most: 15.0, first: -1.0, step: 0.1, count: 20, absolute: false };
     let weighted = row.weights.is_some();
-    each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } =
-            affine::<32, 8>(x, weights, plain, 63, 2.0, |scales, mins| match weighted {
-                true => store(scales, mins),
-                false => store(limit(scales), limit(mins)),
-            });
-        pack_q4_k(d, dmin, &scales, &mins, &codes, out);
-    });
+    let store = |scales, mins| match weighted {
+        true => store(scales, mins),
+        false => store(limit(scales), limit(mins)),
+    };
+    each_group::<32, 144>(
+        simd,
+        row,
+        out,
+        #[inline(always)]
+        |x, weights, out| {
+            affine::<_, 32, 8>(
+                simd,
+                x,
+                weights,
+                plain,
+                (63, 2.0),
+                store,
+                #[inline(always)]
+                |p, found| {
+                    let Super { d, dmin, scales, mins, codes } = found;
+                    pack_q4_k(d, dmin, &scales, &mins, &codes, &mut out[p]);
+                },
+            );
+        },
+    );
 }
 
-pub fn q5_k(row: &Row, out: &mut [[u8; 176]]) {
+pub fn q5_k(simd: impl Simd, row: &Row, out: &mut [[u8; 176]]) {
     let plain = Steps { most: 31.0, first: -0.5, step: 0.1, count: 15, absolute: false };
-    each_block(row, out, |x, weights, out| {
-        let Super { d, dmin, scales, mins, codes } =
-            affine::<32, 8>(x, weights, plain, 63, 2.0, |scales, mins| store(limit(scales), limit(mins)));
-        pack_q5_k(d, dmin, &scales, &mins, &codes, out);
-    });
+    let store = |scales, mins| store(limit(scales), limit(mins));
+    each_group::<32, 176>(
+        simd,
+        row,
+        out,
+        #[inline(always)]
+        |x, weights, out| {
+            affine::<_, 32, 8>(
+                simd,
+                x,
+                weights,
+                plain,
+                (63, 2.0),
+                store,
+                #[inline(always)]
+                |p, found| {
+                    let Super { d, dmin, scales, mins, codes } = found;
+                    pack_q5_k(d, dmin, &scales, &mins, &codes, &mut out[p]);
+                },
+            );
+        },
+    );
 }
 
 /// The codes −zero … zero − 1, plus zero, for 16 scales; where a scale is zero, `kept`'s remain.
+#[inline(always)]
 fn symmetric_codes(x: &[f32; 256], scales: &[f32; 16], zero: i32, kept: impl Fn(usize, usize, f32) -> u8) -> [u8; 256] {
     let mut codes = [0; 256];
     let sub_blocks = x.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
@@ -183,26 +256,27 @@ fn extreme(numbers: &[f32; 16]) -> f32 {
     numbers.iter().fold(0.0, |extreme: f32, &x| if x.abs() > extreme.abs() { x } else { extreme })
 }
 
-/// One lane's numbers of two groups.
-fn both(groups: &[Lanes; 2]) -> [f32; 16] {
-    std::array::from_fn(|j| groups[j / W][j % W])
-}
-
-pub fn q3_k(row: &Row, out: &mut [[u8; 110]]) {
-    each_block(row, out, |x, weights, out| match weights {
-        None => q3_k_plain(x, out),
-        Some(weights) => q3_k_weighted(x, weights, out),
-    });
+pub fn q3_k(simd: impl Simd, row: &Row, out: &mut [[u8; 110]]) {
+    each_group::<16, 110>(
+        simd,
+        row,
+        out,
+        #[inline(always)]
+        |x, weights, out| match weights {
+            None => q3_k_plain(simd, &x[0], &mut out[0]),
+            Some(weights) => q3_k_weighted(simd, &x[0], &weights[0], &mut out[0]),
+        },
+    );
 }
 
 /// The scales of Q3_K's sub-blocks: multiples of d, 32 more than their value.
 fn q3_k_scales(d: f16, scales: &[u8; 16]) -> [f32; 16] {
-    scales.map(|scale| d.to_f32() * (f32::from(scale) - 32.0))
+    scales.map(|scale| from_f16(d) * (f32::from(scale) - 32.0))
 }
 
-fn q3_k_plain(x: &[f32; 256], out: &mut [u8; 110]) {
-    let fits = [0, 1].map(|i| fit::refine(&columns::<16>(group(x, i)), 4));
-    let found = both(&[fits[0].0, fits[1].0]);
+#[inline(always)]
+fn q3_k_plain(simd: impl Simd, x: &[f32; 256], out: &mut [u8; 110]) {
+    let (found, refined) = fit::refine(simd, &columns::<_, 16>(simd, x.as_chunks().0), 4);
     let extreme = extreme(&found);
     let (d, scales) = if extreme == 0.0 {
         (0.0, [0; 16])
@@ -210,49 +284,51 @@ fn q3_k_plain(x: &[f32; 256], out: &mut [u8; 110]) {
         let inverse = -32.0 / extreme;
         (1.0 / inverse, found.map(|scale| (clamp_to(nearest(inverse * scale), -32, 31) + 32) as u8))
     };
-    let d = f16::from_f32(d);
-    let codes = symmetric_codes(x, &q3_k_scales(d, &scales), 4, |j, i, _| fits[j / W].1[i][j % W]);
+    let d = to_f16(d);
+    let codes = symmetric_codes(x, &q3_k_scales(d, &scales), 4, |j, i, _| refined[i][j]);
     pack_q3_k(d, &scales, &codes, out);
 }
 
-fn q3_k_weighted(x: &[f32; 256], weights: &[f32; 256], out: &mut [u8; 110]) {
+#[inline(always)]
+fn q3_k_weighted<S: Simd>(simd: S, x: &[f32; 256], weights: &[f32; 256], out: &mut [u8; 110]) {
     let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-    let groups = [0, 1].map(|i| {
-        let x = columns::<16>(group(x, i));
-        let w = importance(&x, &columns::<16>(group(weights, i)), &[sigma2; W]);
-        (fit::symmetric(&x, &w, 4), sum::<16>(|i, lane| w[i][lane]))
-    });
-    let found = both(&[groups[0].0.scale, groups[1].0.scale]);
-    let importances = both(&[groups[0].1, groups[1].1]);
+    let turned = columns::<_, 16>(simd, x.as_chunks().0);
+    let w = importance::<S, 16>(&turned, &columns(simd, weights.as_chunks().0), simd.splat(sigma2));
+    let fit = fit::symmetric(simd, &turned, &w, 4);
+    let importances = sum(simd, &w).store();
     // The same search once more, for the scales themselves.
-    let fit = fit::symmetric(&columns(&[found]), &columns(&[importances]), 32);
-    let (d, scales) = (f16::from_f32(fit.scale[0]), found.map(|scale| fit.code(0, scale)));
-    let codes = symmetric_codes(x, &q3_k_scales(d, &scales), 4, |j, _, x| groups[j / W].0.code(j % W, x));
+    let of_scales = fit::symmetric::<_, 16>(simd, &columns(simd, &[fit.scale]), &columns(simd, &[importances]), 32);
+    let (d, scales) = (to_f16(of_scales.scale[0]), fit.scale.map(|scale| of_scales.code(0, scale)));
+    let codes = symmetric_codes(x, &q3_k_scales(d, &scales), 4, |j, _, x| fit.code(j, x));
     pack_q3_k(d, &scales, &codes, out);
 }
 
-pub fn q6_k(row: &Row, out: &mut [[u8; 210]]) {
-    each_block(row, out, |x, weights, out| {
-        let fits = [0, 1].map(|i| {
-            let columns_of = columns::<16>(group(x, i));
+pub fn q6_k<S: Simd>(simd: S, row: &Row, out: &mut [[u8; 210]]) {
+    each_group::<16, 210>(
+        simd,
+        row,
+        out,
+        #[inline(always)]
+        |x, weights, out| {
+            let (x, out) = (&x[0], &mut out[0]);
+            let turned = columns::<_, 16>(simd, x.as_chunks().0);
             // The plain weights are the numbers' own squares; given ones are taken as they are.
             let w = match weights {
-                Some(weights) => columns(group(weights, i)),
-                None => columns_of.map(|x| x.map(|x| x * x)),
+                Some(weights) => columns(simd, weights[0].as_chunks().0),
+                None => times::<S, 16>(&turned, &turned),
             };
-            fit::symmetric(&columns_of, &w, 32)
-        });
-        let found = both(&[fits[0].scale, fits[1].scale]);
-        let extreme = extreme(&found);
-        if extreme.abs() < NOTHING {
-            *out = [0; 210];
-            return;
-        }
-        let inverse = -128.0 / extreme;
-        let d = f16::from_f32(1.0 / inverse);
-        let scales = found.map(|scale| nearest(inverse * scale).min(127) as i8);
-        let rounded = scales.map(|scale| d.to_f32() * f32::from(scale));
-        let codes = symmetric_codes(x, &rounded, 32, |j, _, x| fits[j / W].code(j % W, x));
-        pack_q6_k(d, &scales, &codes, out);
-    });
+            let fit = fit::symmetric(simd, &turned, &w, 32);
+            let extreme = extreme(&fit.scale);
+            if extreme.abs() < NOTHING {
+                *out = [0; 210];
+                return;
+            }
+            let inverse = -128.0 / extreme;
+            let d = to_f16(1.0 / inverse);
+            let scales = fit.scale.map(|scale| nearest(inverse * scale).min(127) as i8);
+            let rounded = scales.map(|scale| from_f16(d) * f32::from(scale));
+            let codes = symmetric_codes(x, &rounded, 32, |j, _, x| fit.code(j, x));
+            pack_q6_k(d, &scales, &codes, out);
+        },
+    );
 }

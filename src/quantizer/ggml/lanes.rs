@@ -1,55 +1,65 @@
 //! Sub-blocks side by side. ggml's searches are sums over the elements of a sub-block, in order; floating-point sums cannot
-//! be reordered without changing bits. So eight sub-blocks are laid side by side and element i of all eight is handled at
-//! once: each lane adds in ggml's own order, and the compiler turns the loops over lanes into vector instructions.
+//! be reordered without changing bits. So sixteen sub-blocks are laid side by side and element i of all is handled at once:
+//! each lane adds in ggml's own order.
 
-/// Sub-blocks that are handled at once.
-pub const W: usize = 8;
+use half::f16;
 
-/// One number of each sub-block.
-pub type Lanes = [f32; W];
+use crate::simd::lanes::W;
+use crate::simd::{Lanes, Simd, convert};
 
-/// `N` elements of each sub-block: the first of all, the second of all, …
-pub type Columns<const N: usize> = [Lanes; N];
+/// `N` elements of each of sixteen sub-blocks: the first of all, the second of all, …
+pub type Columns<S, const N: usize> = [<S as Simd>::Lanes; N];
 
 /// Lays sub-blocks of `N` elements side by side. Fewer than [`W`] leave the last lanes zero.
-pub fn columns<const N: usize>(sub_blocks: &[[f32; N]]) -> Columns<N> {
-    let mut columns = [[0.0; W]; N];
+#[inline(always)]
+pub fn columns<S: Simd, const N: usize>(simd: S, sub_blocks: &[[f32; N]]) -> Columns<S, N> {
+    let mut turned = [[0.0; W]; N];
     for (lane, sub_block) in sub_blocks.iter().take(W).enumerate() {
-        for (column, &x) in columns.iter_mut().zip(sub_block) {
+        for (column, &x) in turned.iter_mut().zip(sub_block) {
             column[lane] = x;
         }
+    }
+    let mut columns = [simd.splat(0.0); N];
+    for (column, turned) in columns.iter_mut().zip(&turned) {
+        *column = simd.load(turned);
     }
     columns
 }
 
-/// `f` of each lane.
+/// The sum of each lane's numbers, in their order.
 #[inline(always)]
-pub fn each(f: impl FnMut(usize) -> f32) -> Lanes {
-    std::array::from_fn(f)
+pub fn sum<S: Simd, const N: usize>(simd: S, x: &Columns<S, N>) -> S::Lanes {
+    let mut sum = simd.splat(0.0);
+    for &x in x {
+        sum = sum + x;
+    }
+    sum
 }
 
-/// The sum of `f` over the elements of each sub-block, in their order.
+/// The products of numbers.
 #[inline(always)]
-pub fn sum<const N: usize>(f: impl Fn(usize, usize) -> f32) -> Lanes {
-    let mut sums = [0.0; W];
-    for i in 0..N {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += f(i, lane);
-        }
+pub fn times<S: Simd, const N: usize>(a: &Columns<S, N>, b: &Columns<S, N>) -> Columns<S, N> {
+    let mut products = *a;
+    for (product, &b) in products.iter_mut().zip(b) {
+        *product = *product * b;
     }
-    sums
+    products
+}
+
+/// The weights of numbers whose columns have the weights `qw`: qw · √(σ² + x²).
+#[inline(always)]
+pub fn importance<S: Simd, const N: usize>(x: &Columns<S, N>, qw: &Columns<S, N>, sigma2: S::Lanes) -> Columns<S, N> {
+    let mut w = *qw;
+    for (w, &x) in w.iter_mut().zip(x) {
+        *w = *w * (sigma2 + x * x).sqrt();
+    }
+    w
 }
 
 /// 1.5 · 2²³: f32 numbers of this size are the integers.
 const MAGIC: f32 = 12_582_912.0;
 
-/// The nearest integer, ties to even, if |x| < 2²²; for other numbers what ggml's `nearest_int` makes of their bits.
-#[inline(always)]
-pub fn nearest(x: f32) -> i32 {
-    ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
-}
-
-/// Like [`nearest`], as a float and only for |x| < 2²²: two additions, where an integer would have to be converted.
+/// The nearest integer, ties to even, of |x| < 2²².
 #[inline(always)]
 pub fn round(x: f32) -> f32 {
     (x + MAGIC) - MAGIC
@@ -89,19 +99,20 @@ pub fn map<T: Default + Copy, const N: usize>(x: &[f32; N], f: impl Fn(f32) -> T
     out
 }
 
+/// The nearest f16.
+#[inline(always)]
+pub fn to_f16(x: f32) -> f16 {
+    f16::from_bits(convert::narrow(x))
+}
+
+/// The value of an f16.
+#[inline(always)]
+pub fn from_f16(x: f16) -> f32 {
+    convert::widen(x.to_bits())
+}
+
 /// [`i32::clamp`] for bounds that are in order, without its check.
 #[inline(always)]
 pub fn clamp_to(x: i32, low: i32, high: i32) -> i32 {
     x.max(low).min(high)
-}
-
-/// The weights of numbers whose columns have the weights `qw`: qw · √(σ² + x²).
-pub fn importance<const N: usize>(x: &Columns<N>, qw: &Columns<N>, sigma2: &Lanes) -> Columns<N> {
-    let mut w = *qw;
-    for (w, x) in w.iter_mut().zip(x) {
-        for lane in 0..W {
-            w[lane] *= (sigma2[lane] + x[lane] * x[lane]).sqrt();
-        }
-    }
-    w
 }

@@ -10,9 +10,11 @@ use formats::Dtype;
 use half::f16;
 
 use super::fit::{self, Steps};
-use super::lanes::{Lanes, W, clamp, columns, nearest, round};
-use super::{blocks, nonlinear, quantize_row};
+use super::lanes::{clamp, columns, round};
+use super::{QuantizeRow, Row, blocks, nonlinear};
 use crate::encoding::ggml::{k, legacy, nonlinear as table, unpack};
+use crate::simd::lanes::{W, nearest};
+use crate::simd::{Simd, Task, dispatch};
 
 /// Like [`quantize_row`], with the least squared error that a search of the scales finds, weighted by the columns' weights
 /// if there are any. In no block is that error greater than after [`quantize_row`]. It takes several times as long.
@@ -20,75 +22,96 @@ use crate::encoding::ggml::{k, legacy, nonlinear as table, unpack};
 /// # Panics
 /// As [`quantize_row`].
 pub fn quantize_row_search(dtype: Dtype, x: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    quantize_row(dtype, x, weights, out);
-    let ones;
-    let w = match weights {
-        Some(weights) => weights,
-        None => {
-            ones = vec![1.0; x.len()];
-            &ones
+    dispatch(SearchRow { dtype, x, weights, out });
+}
+
+/// What [`quantize_row_search`] does.
+pub(super) struct SearchRow<'a> {
+    pub dtype: Dtype,
+    pub x: &'a [f32],
+    pub weights: Option<&'a [f32]>,
+    pub out: &'a mut [u8],
+}
+
+impl Task for SearchRow<'_> {
+    type Output = ();
+
+    fn run<I: Simd>(self, simd: I) {
+        let Self { dtype, x, weights, out } = self;
+        QuantizeRow { dtype, row: Row::new(x, weights), out: &mut *out }.run(simd);
+        let ones;
+        let w = match weights {
+            Some(weights) => weights,
+            None => {
+                ones = vec![1.0; x.len()];
+                &ones
+            }
+        };
+        match dtype {
+            Dtype::Q8_0 => {
+                improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                    let (shape, codes) = one_scale(simd, x, w, Range { low: -128.0, high: 127.0 });
+                    legacy::pack_q8_0(shape.d, &codes.map(|code| code.wrapping_sub(128) as i8), block);
+                });
+            }
+            Dtype::Q4_0 => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = one_scale(simd, x, w, Range { low: -8.0, high: 7.0 });
+                legacy::pack_q4_0(shape.d, &codes, block);
+            }),
+            Dtype::Q5_0 => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = one_scale(simd, x, w, Range { low: -16.0, high: 15.0 });
+                legacy::pack_q5_0(shape.d, &codes, block);
+            }),
+            Dtype::IQ4_NL => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = one_scale(simd, x, w, Table);
+                table::pack_iq4_nl(shape.d, &codes, block);
+            }),
+            Dtype::Q4_1 => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = one_range(simd, x, w, Range { low: 0.0, high: 15.0 });
+                legacy::pack_q4_1(shape.d, -shape.dmin, &codes, block);
+            }),
+            Dtype::Q5_1 => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = one_range(simd, x, w, Range { low: 0.0, high: 31.0 });
+                legacy::pack_q5_1(shape.d, -shape.dmin, &codes, block);
+            }),
+            Dtype::Q2_K => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = affine::<_, 16, 16>(simd, x, w, 3, 15);
+                k::pack_q2_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
+            }),
+            Dtype::Q4_K => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = affine::<_, 32, 8>(simd, x, w, 15, 63);
+                k::pack_q4_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
+            }),
+            Dtype::Q5_K => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let (shape, codes) = affine::<_, 32, 8>(simd, x, w, 31, 63);
+                k::pack_q5_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
+            }),
+            Dtype::Q3_K => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let found = symmetric_scales(simd, x, w, 4);
+                let (shape, codes) = symmetric::<_, _, 16, 16>(simd, x, w, Range { low: -4.0, high: 3.0 }, &found, 32);
+                k::pack_q3_k(shape.d, &bytes(shape.scales.map(|scale| scale + 32)), &codes, block);
+            }),
+            Dtype::Q6_K => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let found = symmetric_scales(simd, x, w, 32);
+                let (shape, codes) =
+                    symmetric::<_, _, 16, 16>(simd, x, w, Range { low: -32.0, high: 31.0 }, &found, 128);
+                k::pack_q6_k(shape.d, &shape.scales.map(|scale| scale as i8), &codes, block);
+            }),
+            Dtype::IQ4_XS => improve(simd, dtype, x, w, blocks(out), |x, w, block| {
+                let found = simd
+                    .run(|| nonlinear::scales(simd, &columns(simd, x.as_chunks().0), &columns(simd, w.as_chunks().0)));
+                let found = &found.as_chunks().0[0];
+                let (shape, codes) = symmetric::<_, _, 32, 8>(simd, x, w, Table, found, 32);
+                table::pack_iq4_xs(shape.d, &bytes(shape.scales.map(|scale| scale + 32)), &codes, block);
+            }),
+            _ => unreachable!("quantize_row refused it"),
         }
-    };
-    match dtype {
-        Dtype::Q8_0 => {
-            improve(dtype, x, w, blocks(out), |x, w, block| {
-                let (shape, codes) = one_scale(x, w, Range { low: -128.0, high: 127.0 });
-                legacy::pack_q8_0(shape.d, &codes.map(|code| code.wrapping_sub(128) as i8), block);
-            });
-        }
-        Dtype::Q4_0 => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = one_scale(x, w, Range { low: -8.0, high: 7.0 });
-            legacy::pack_q4_0(shape.d, &codes, block);
-        }),
-        Dtype::Q5_0 => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = one_scale(x, w, Range { low: -16.0, high: 15.0 });
-            legacy::pack_q5_0(shape.d, &codes, block);
-        }),
-        Dtype::IQ4_NL => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = one_scale(x, w, Table);
-            table::pack_iq4_nl(shape.d, &codes, block);
-        }),
-        Dtype::Q4_1 => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = one_range(x, w, Range { low: 0.0, high: 15.0 });
-            legacy::pack_q4_1(shape.d, -shape.dmin, &codes, block);
-        }),
-        Dtype::Q5_1 => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = one_range(x, w, Range { low: 0.0, high: 31.0 });
-            legacy::pack_q5_1(shape.d, -shape.dmin, &codes, block);
-        }),
-        Dtype::Q2_K => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = affine::<16, 16>(x, w, 3, 15);
-            k::pack_q2_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
-        }),
-        Dtype::Q4_K => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = affine::<32, 8>(x, w, 15, 63);
-            k::pack_q4_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
-        }),
-        Dtype::Q5_K => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let (shape, codes) = affine::<32, 8>(x, w, 31, 63);
-            k::pack_q5_k(shape.d, shape.dmin, &bytes(shape.scales), &bytes(shape.mins), &codes, block);
-        }),
-        Dtype::Q3_K => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let found = symmetric_scales(x, w, 4);
-            let (shape, codes) = symmetric::<16, 16>(x, w, Range { low: -4.0, high: 3.0 }, &found, 32);
-            k::pack_q3_k(shape.d, &bytes(shape.scales.map(|scale| scale + 32)), &codes, block);
-        }),
-        Dtype::Q6_K => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let found = symmetric_scales(x, w, 32);
-            let (shape, codes) = symmetric::<16, 16>(x, w, Range { low: -32.0, high: 31.0 }, &found, 128);
-            k::pack_q6_k(shape.d, &shape.scales.map(|scale| scale as i8), &codes, block);
-        }),
-        Dtype::IQ4_XS => improve(dtype, x, w, blocks(out), |x, w, block| {
-            let found = nonlinear::scales(&columns(x.as_chunks().0), &columns(w.as_chunks().0));
-            let (shape, codes) = symmetric::<32, 8>(x, w, Table, &found, 32);
-            table::pack_iq4_xs(shape.d, &bytes(shape.scales.map(|scale| scale + 32)), &codes, block);
-        }),
-        _ => unreachable!("quantize_row refused it"),
     }
 }
 
 /// Replaces each block for which `search` packs a better one.
 fn improve<const N: usize, const B: usize>(
+    simd: impl Simd,
     dtype: Dtype,
     x: &[f32],
     w: &[f32],
@@ -98,7 +121,10 @@ fn improve<const N: usize, const B: usize>(
     let error = |x: &[f32; N], w: &[f32; N], block: &[u8; B]| {
         let mut y = [0.0; N];
         unpack(dtype, block, &mut y);
-        (0..N).map(|i| f64::from(w[i]) * (f64::from(x[i]) - f64::from(y[i])).powi(2)).sum::<f64>()
+        simd.run(
+            #[inline(always)]
+            || (0..N).map(|i| f64::from(w[i]) * (f64::from(x[i]) - f64::from(y[i])).powi(2)).sum::<f64>(),
+        )
     };
     for ((x, w), out) in x.as_chunks().0.iter().zip(w.as_chunks().0).zip(out) {
         let mut block = [0; B];
@@ -190,11 +216,13 @@ fn inverse(x: f32) -> f32 {
 }
 
 /// The least error of a sub-block of values a · level − b.
+#[inline(always)]
 fn error<const S: usize>(x: &[f32; S], w: &[f32; S], levels: impl Levels, (a, b): (f32, f32)) -> f32 {
     let inverse = inverse(a);
-    let mut sums = [0.0; W];
-    for (x, w) in x.as_chunks::<W>().0.iter().zip(w.as_chunks::<W>().0) {
-        for lane in 0..W {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
             let difference = x[lane] - (a * levels.nearest((x[lane] + b) * inverse) - b);
             sums[lane] += w[lane] * (difference * difference);
         }
@@ -203,7 +231,8 @@ fn error<const S: usize>(x: &[f32; S], w: &[f32; S], levels: impl Levels, (a, b)
 }
 
 /// The sub-blocks of a block.
-struct Problem<'a, const S: usize, L> {
+struct Problem<'a, I, const S: usize, L> {
+    simd: I,
     x: &'a [[f32; S]],
     w: &'a [[f32; S]],
     levels: L,
@@ -212,9 +241,12 @@ struct Problem<'a, const S: usize, L> {
     mins: [i32; 2],
 }
 
-impl<'a, const S: usize, L: Levels> Problem<'a, S, L> {
+impl<I: Simd, const S: usize, L: Levels> Problem<'_, I, S, L> {
     fn error_of(&self, j: usize, at: (f32, f32)) -> f32 {
-        error(&self.x[j], &self.w[j], self.levels, at)
+        self.simd.run(
+            #[inline(always)]
+            || error(&self.x[j], &self.w[j], self.levels, at),
+        )
     }
 
     fn error<const J: usize>(&self, shape: &Shape<J>) -> f32 {
@@ -323,16 +355,16 @@ impl<'a, const S: usize, L: Levels> Problem<'a, S, L> {
 }
 
 /// One scale: the starts map the number of largest magnitude to somewhat more or less than a level at an end.
-fn one_scale<L: Levels>(x: &[f32; 32], w: &[f32; 32], levels: L) -> (Shape<1>, [u8; 32]) {
-    let problem = Problem { x: &[*x], w: &[*w], levels, scales: [1, 1], mins: [0, 0] };
+fn one_scale<L: Levels>(simd: impl Simd, x: &[f32; 32], w: &[f32; 32], levels: L) -> (Shape<1>, [u8; 32]) {
+    let problem = Problem { simd, x: &[*x], w: &[*w], levels, scales: [1, 1], mins: [0, 0] };
     let extreme = x.iter().fold(0.0, |extreme: f32, &x| if x.abs() > extreme.abs() { x } else { extreme });
     let starts = levels.ends().into_iter().flat_map(|end| (0..16).map(move |i| end * (0.88 + 0.02 * i as f32)));
     problem.solve(starts.map(|end| Shape { d: stored(extreme / end), dmin: f16::ZERO, scales: [1], mins: [0] }))
 }
 
 /// One scale and one minimum: the starts map more or less of the range to the codes.
-fn one_range(x: &[f32; 32], w: &[f32; 32], levels: Range) -> (Shape<1>, [u8; 32]) {
-    let problem = Problem { x: &[*x], w: &[*w], levels, scales: [1, 1], mins: [1, 1] };
+fn one_range(simd: impl Simd, x: &[f32; 32], w: &[f32; 32], levels: Range) -> (Shape<1>, [u8; 32]) {
+    let problem = Problem { simd, x: &[*x], w: &[*w], levels, scales: [1, 1], mins: [1, 1] };
     let low = x.iter().copied().fold(f32::INFINITY, f32::min);
     let high = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     problem.solve((0..16).map(|i| {
@@ -346,23 +378,29 @@ fn one_range(x: &[f32; 32], w: &[f32; 32], levels: Range) -> (Shape<1>, [u8; 32]
 const STRETCH: [f32; 5] = [1.0, 0.97, 0.94, 1.03, 1.06];
 
 /// Scales and minima of sub-blocks of `S` elements.
-fn affine<const S: usize, const J: usize>(x: &[f32; 256], w: &[f32; 256], most: u8, top: u8) -> (Shape<J>, [u8; 256]) {
+fn affine<I: Simd, const S: usize, const J: usize>(
+    simd: I,
+    x: &[f32; 256],
+    w: &[f32; 256],
+    most: u8,
+    top: u8,
+) -> (Shape<J>, [u8; 256]) {
     let levels = Range { low: 0.0, high: most.into() };
     let range = [0, i32::from(top)];
-    let problem = Problem { x: x.as_chunks::<S>().0, w: w.as_chunks::<S>().0, levels, scales: range, mins: range };
-    let (mut scales, mut mins) = ([0.0; J], [0.0; J]);
-    for i in (0..J).step_by(W) {
-        let fit = fit::affine(&columns(&problem.x[i..i + W]), &columns(&problem.w[i..i + W]), Steps::weighted(most));
-        scales[i..i + W].copy_from_slice(&fit.scale);
-        mins[i..i + W].copy_from_slice(&fit.min);
-    }
+    let problem =
+        Problem { simd, x: x.as_chunks::<S>().0, w: w.as_chunks::<S>().0, levels, scales: range, mins: range };
+    let fit = simd.run(
+        #[inline(always)]
+        || fit::affine(simd, &columns(simd, problem.x), &columns(simd, problem.w), Steps::weighted(most)),
+    );
+    let (scales, mins) = (&fit.scale.as_chunks::<J>().0[0], &fit.min.as_chunks::<J>().0[0]);
     let start = |numbers: &[f32; J], stretch: f32| {
         let largest = numbers.iter().fold(0.0, |largest: f32, &x| largest.max(x));
         let d = stored(largest / f32::from(top) * stretch);
         (d, multiples(numbers, d, range))
     };
     problem.solve(STRETCH.into_iter().flat_map(|a| STRETCH.map(|b| (a, b))).map(|(a, b)| {
-        let ((d, scales), (dmin, mins)) = (start(&scales, a), start(&mins, b));
+        let ((d, scales), (dmin, mins)) = (start(scales, a), start(mins, b));
         Shape { d, dmin, scales, mins }
     }))
 }
@@ -374,22 +412,27 @@ fn multiples<const J: usize>(numbers: &[f32; J], d: f16, [low, high]: [i32; 2]) 
 }
 
 /// The least-squares scales of a super-block's 16 sub-blocks for codes −zero … zero − 1.
-fn symmetric_scales(x: &[f32; 256], w: &[f32; 256], zero: i32) -> [f32; 16] {
-    let (x, w) = (x.as_chunks::<16>().0, w.as_chunks::<16>().0);
-    let fits: [Lanes; 2] = [0, W].map(|i| fit::symmetric(&columns(&x[i..i + W]), &columns(&w[i..i + W]), zero).scale);
-    std::array::from_fn(|j| fits[j / W][j % W])
+fn symmetric_scales(simd: impl Simd, x: &[f32; 256], w: &[f32; 256], zero: i32) -> [f32; W] {
+    let (x, w) = (x.as_chunks().0, w.as_chunks().0);
+    simd.run(
+        #[inline(always)]
+        || fit::symmetric::<_, 16>(simd, &columns(simd, x), &columns(simd, w), zero),
+    )
+    .scale
 }
 
 /// Scales of sub-blocks of `S` elements, multiples −top … top − 1 of `d`, near those found.
-fn symmetric<const S: usize, const J: usize>(
+fn symmetric<I: Simd, L: Levels, const S: usize, const J: usize>(
+    simd: I,
     x: &[f32; 256],
     w: &[f32; 256],
-    levels: impl Levels,
+    levels: L,
     found: &[f32; J],
     top: i32,
 ) -> (Shape<J>, [u8; 256]) {
     let range = [-top, top - 1];
-    let problem = Problem { x: x.as_chunks::<S>().0, w: w.as_chunks::<S>().0, levels, scales: range, mins: [0, 0] };
+    let problem =
+        Problem { simd, x: x.as_chunks::<S>().0, w: w.as_chunks::<S>().0, levels, scales: range, mins: [0, 0] };
     let extreme = found.iter().fold(0.0, |extreme: f32, &x| if x.abs() > extreme.abs() { x } else { extreme });
     problem.solve(STRETCH.into_iter().map(|stretch| {
         let d = stored(extreme / -top as f32 * stretch);

@@ -9,8 +9,9 @@ use safetensors::SafeTensors;
 
 use super::mixture::{Choice, FileType, Model, choose};
 use super::*;
-use crate::encoding::ggml::unpack;
+use crate::encoding::ggml::{Unpack, unpack};
 use crate::quantizer::imatrix::Imatrix;
+use crate::simd::{self, Isa};
 
 const TYPES: [Dtype; 12] = [
     Dtype::Q8_0,
@@ -49,6 +50,12 @@ fn quantized(dtype: Dtype, x: &[f32], weights: Option<&[f32]>) -> Vec<u8> {
     out
 }
 
+fn quantized_on(isa: Isa, dtype: Dtype, x: &[f32], weights: Option<&[f32]>) -> Vec<u8> {
+    let mut out = vec![0xa5; bytes_of(dtype, x.len())];
+    simd::on(isa, QuantizeRow { dtype, row: Row::new(x, weights), out: &mut out });
+    out
+}
+
 /// Rows and what ggml made of them: fixtures/ggml/make.py.
 #[test]
 fn blocks_are_those_of_ggml() {
@@ -64,8 +71,10 @@ fn blocks_are_those_of_ggml() {
                 let Ok(expected) = fixture.tensor(&format!("{set}.{dtype}{suffix}")) else { continue };
                 let blocks = expected.data().chunks(bytes_of(dtype, cols));
                 for (row, (x, expected)) in x.chunks(cols).zip(blocks).enumerate() {
-                    let same = quantized(dtype, x, weights) == expected;
-                    assert!(same, "{set}, {dtype}{suffix}, row {row}");
+                    for isa in simd::supported() {
+                        let same = quantized_on(isa, dtype, x, weights) == expected;
+                        assert!(same, "{set}, {dtype}{suffix}, row {row}, {isa}");
+                    }
                     compared += 1;
                 }
             }
@@ -159,6 +168,66 @@ fn the_search_is_never_worse() {
                     after += searched.iter().sum::<f64>();
                 }
                 assert!(set == "edge" || after < 0.995 * before, "{set}, {dtype}: {}", after / before);
+            }
+        }
+    }
+}
+
+/// Rows that are ordinary and rows that are not: zeros of both signs, one value, one number among zeros, subnormals, the
+/// largest and the smallest numbers, ties.
+fn hard_rows(cols: usize) -> Vec<Vec<f32>> {
+    let mut state = 7u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32
+    };
+    let mut row = |f: &mut dyn FnMut(usize, u32) -> f32| -> Vec<f32> { (0..cols).map(|i| f(i, random())).collect() };
+    let unit = |bits: u32| (bits as f32 / (1u64 << 31) as f32 - 0.5) * 2.0;
+    let finite = |bits: u32| Some(f32::from_bits(bits << 1)).filter(|x| x.is_finite()).unwrap_or(0.0);
+    vec![
+        row(&mut |_, bits| unit(bits) * 0.1),
+        row(&mut |_, bits| unit(bits).powi(5)),
+        row(&mut |i, bits| unit(bits) * [1e-30, 1e30, 1.0, 1e-7][i / 16 % 4]),
+        row(&mut |i, _| if i % 3 == 0 { -0.0 } else { 0.0 }),
+        row(&mut |i, _| if i / 40 % 2 == 0 { 0.75 } else { -3.0 }),
+        row(&mut |i, bits| if i % 37 == 5 { unit(bits) } else { 0.0 }),
+        row(&mut |_, bits| f32::from_bits(bits & 0x007f_ffff) * unit(bits).signum()),
+        row(&mut |i, bits| if i % 2 == 0 { f32::MAX * unit(bits) } else { f32::MIN_POSITIVE }),
+        row(&mut |_, bits| (bits % 33) as f32 * 0.5 - 8.0),
+        row(&mut |_, bits| finite(bits)),
+        row(&mut |_, bits| 1.0 + unit(bits) * 1e-6),
+    ]
+}
+
+/// Whatever the instruction set, the same bits: encoding, searching and decoding.
+#[test]
+fn every_instruction_set_gives_the_same_bytes() {
+    let covered: Vec<Isa> = simd::supported().collect();
+    println!("block types: covered {covered:?}");
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(covered.contains(&Isa::Avx2), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"));
+    // Neither all blocks of a group nor all of the last one.
+    let cols = 3 * 256;
+    let weights: Vec<f32> = (0..cols).map(|i| (i * 31 % 17) as f32 * 0.25).collect();
+    for (r, x) in hard_rows(cols).iter().enumerate() {
+        for dtype in TYPES {
+            for weights in [None, Some(&weights[..])] {
+                let expected = quantized_on(Isa::Scalar, dtype, x, weights);
+                let mut searched = vec![0; expected.len()];
+                simd::on(Isa::Scalar, search::SearchRow { dtype, x, weights, out: &mut searched });
+                let mut values = vec![0.0; cols];
+                simd::on(Isa::Scalar, Unpack { dtype, bytes: &expected, out: &mut values });
+                for &isa in &covered {
+                    assert!(quantized_on(isa, dtype, x, weights) == expected, "{dtype}, row {r}, {isa}");
+                    let mut out = vec![0; expected.len()];
+                    simd::on(isa, search::SearchRow { dtype, x, weights, out: &mut out });
+                    assert!(out == searched, "{dtype}, row {r}, {isa}, searched");
+                    let mut out = vec![0.0; cols];
+                    simd::on(isa, Unpack { dtype, bytes: &expected, out: &mut out });
+                    let same =
+                        out.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
+                    assert!(same, "{dtype}, row {r}, {isa}, decoded");
+                }
             }
         }
     }

@@ -26,8 +26,11 @@ const OTHER_FOLDERS: &[&str] = &["onnx", "openvino", "original", "coreml"];
 /// The tensors of a checkpoint under their own names, in the shards in which they are if `folder`, else in one file.
 pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
     let shards = folder && (checkpoint.format() == Format::Safetensors || checkpoint.files().index.is_some());
-    let files =
-        if shards { checkpoint.files().names.iter().map(as_safetensors).collect() } else { vec![SINGLE.to_owned()] };
+    let files = if shards {
+        checkpoint.files().names.iter().map(|name| as_safetensors(name)).collect()
+    } else {
+        vec![SINGLE.to_owned()]
+    };
     if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
         return Tensors { files, tensors: from_llama_cpp(checkpoint, family), ..Tensors::default() };
     }
@@ -46,9 +49,9 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
 }
 
 /// What a shard is called as safetensors: `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`.
-fn as_safetensors(name: &String) -> String {
+fn as_safetensors(name: &str) -> String {
     match name.rsplit_once('.') {
-        Some((_, "safetensors")) | None => name.clone(),
+        Some((_, "safetensors")) | None => name.to_owned(),
         Some((stem, _)) => format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)),
     }
 }

@@ -4,8 +4,8 @@ use formats::Dtype;
 
 use super::Operands;
 use crate::encoding::{Form, Scales, Stored, fp8, ggml, plain::Real};
-use crate::runtime::kernels::convert;
 use crate::runtime::kernels::tiles::Tile;
+use crate::simd::convert;
 
 /// Columns that are unpacked at a time: a multiple of every block.
 const PIECE: usize = 256;

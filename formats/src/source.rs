@@ -148,8 +148,8 @@ impl Source {
 
     /// Tells the system that a tensor's mapped bytes will be needed soon.
     pub fn prefetch(&self, tensor: usize, range: Range<u64>) {
-        if let Bytes::Mapped(map) = &self.data.bytes {
-            let place = &self.places[tensor];
+        let (data, place) = self.locate(tensor);
+        if let Bytes::Mapped(map) = &data.bytes {
             map.prefetch((place.start + range.start) as usize, (range.end - range.start) as usize);
         }
     }

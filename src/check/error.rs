@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use formats::Kind;
 
 use crate::job::Interrupted;
-use crate::{loader, runtime};
+use crate::{loader, pipeline, runtime};
 
 /// What goes wrong when two models are compared.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,9 @@ pub enum Error {
     /// A model cannot be opened, or changed.
     #[error(transparent)]
     Loader(#[from] loader::Error),
+    /// What was written cannot be walked through within the budget.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
     /// A model cannot be run.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
@@ -67,6 +70,7 @@ impl Error {
         match self {
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
+            Self::Pipeline(e) => e.kind(),
             Self::Runtime(e) => e.kind(),
             Self::Interrupted(_) => Kind::Interrupted,
             Self::Shape { .. } | Self::Nothing { .. } | Self::Text { .. } => Kind::Input,

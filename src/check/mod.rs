@@ -7,6 +7,7 @@ mod error;
 pub mod language;
 pub mod statistics;
 pub mod text;
+pub mod values;
 pub mod weights;
 
 use std::sync::Arc;
@@ -53,6 +54,14 @@ pub enum Outputs {
     /// A chain of linear layers.
     #[serde(rename = "linear-chain")]
     Chain(chain::Comparison),
+    /// Every number was compared and outputs follow from them: a conversion.
+    #[serde(rename = "values")]
+    Values {
+        /// How many weights were compared.
+        weights: usize,
+        /// Whether all numbers are the original's, bit for bit.
+        passed: bool,
+    },
     /// Outputs were not compared; the weights were.
     #[serde(rename = "weights")]
     Weights {
@@ -71,7 +80,7 @@ impl Outputs {
             Self::Language(found) => found.passed,
             Self::Encoder(found) => found.passed,
             Self::Chain(found) => found.passed,
-            Self::Weights { passed, .. } => *passed,
+            Self::Values { passed, .. } | Self::Weights { passed, .. } => *passed,
         }
     }
 
@@ -80,7 +89,7 @@ impl Outputs {
             Self::Language(found) => found.passed = false,
             Self::Encoder(found) => found.passed = false,
             Self::Chain(found) => found.passed = false,
-            Self::Weights { passed, .. } => *passed = false,
+            Self::Values { passed, .. } | Self::Weights { passed, .. } => *passed = false,
         }
     }
 }

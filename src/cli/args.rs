@@ -22,6 +22,8 @@ pub struct Cli {
 /// Commands other than compressing.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Change a model's format and keep its numbers: safetensors and GGUF, files, folders and shards
+    Convert(ConvertArgs),
     /// Show a model's format, family, size and tensors
     Inspect(InspectArgs),
     /// Compare a compressed model with its original
@@ -136,6 +138,59 @@ pub struct CompressArgs {
     /// Where to write [default: NAME-SCHEME.safetensors or the folder NAME-SCHEME, beside the input]
     #[arg(short, long, value_name = "OUT")]
     pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub write: WriteArgs,
+}
+
+/// `compress convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A safetensors or GGUF file, or a folder with shards or parts
+    #[arg(value_name = "IN")]
+    pub model: PathBuf,
+    /// Where to write: NAME.gguf or NAME.safetensors for one file, another name for a Hugging Face folder
+    #[arg(value_name = "OUT", required_unless_present = "named")]
+    pub output: Option<PathBuf>,
+    /// The same as OUT
+    #[arg(short = 'o', long = "output", id = "named", value_name = "OUT", conflicts_with = "output")]
+    pub named: Option<PathBuf>,
+    /// The format of the output [default: by its name]
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<To>,
+    /// Store floats as this dtype; norms and biases of GGUF stay f32 [default: as they are]
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Float>,
+    /// Unpack quantized weights to floats [of --dtype; default: the scales' dtype, f16 for GGUF's blocks]
+    #[arg(long)]
+    pub dequantize: bool,
+    /// Write a folder's weights in files of at most this size, with an index [default: the input's files]
+    #[arg(long, value_name = "SIZE")]
+    pub shard_size: Option<bytesize::ByteSize>,
+    #[command(flatten)]
+    pub write: WriteArgs,
+}
+
+/// A container by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum To {
+    /// One GGUF file
+    Gguf,
+    /// A safetensors file, or a Hugging Face folder
+    Safetensors,
+}
+
+/// A float by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)] // The names say it.
+pub enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// How an output is checked and published.
+#[derive(Debug, Args)]
+pub struct WriteArgs {
     #[command(flatten)]
     pub check: CheckOptions,
     /// Keep the output even if its check fails
@@ -269,7 +324,7 @@ mod tests {
     fn commands_and_flags_parse() {
         let cli = Cli::parse_from(["compress", "m.safetensors", "--int8", "--keep", "a", "--keep", "b"]);
         assert!(cli.compress.recipe.int8 && cli.compress.recipe.keep == ["a", "b"]);
-        assert_eq!(cli.compress.common.memory.0, 512 << 20);
+        assert_eq!(cli.compress.write.common.memory.0, 512 << 20);
         assert!(matches!(Cli::parse_from(["compress", "inspect", "m"]).command, Some(Command::Inspect(_))));
         for wrong in [
             &["compress"][..],

@@ -1,92 +1,27 @@
-//! `compress MODEL`: plan, write, check, publish, report.
+//! `compress MODEL`: what flags mean, and what is written where.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
-use formats::{Access, Format, Sink};
+use formats::{Access, Format};
 
 use super::args::{CompressArgs, RecipeArgs};
-use super::{Failure, check as check_command, print, print_json, progress};
-use crate::check::{self, Findings};
-use crate::job::Job;
-use crate::loader::{Checkpoint, Options};
-use crate::pipeline;
+use super::{Failure, write};
+use crate::loader::{Checkpoint, whole_name};
 use crate::pruner::Sparsity;
 use crate::quantizer::imatrix::Imatrix;
-use crate::recipe::{BlockOptions, Limits, Plan, Recipe, Scheme, Target};
-use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
+use crate::recipe::{BlockOptions, Plan, Recipe, Scheme, Target};
 
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let Some(model) = &args.model else { return Err(Failure::Usage("no model given".into())) };
     let recipe = recipe_of(&args.recipe)?.ok_or_else(|| {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
-    let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
-    let checkpoint = Arc::new(Checkpoint::open(model, &Options { access, ..Options::default() })?);
+    let checkpoint = write::open(model, &args.write.common)?;
     let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
-    let mut plan = Plan::new(&checkpoint, &recipe, target, &output)?;
+    let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
     refuse_idle_pruning(&recipe, &plan)?;
-    if args.dry_run || args.common.verbose {
-        let report = PlanReport::new(&checkpoint, &recipe, &plan, &output);
-        if args.dry_run && args.common.json {
-            return print_json(&report);
-        }
-        if args.dry_run {
-            return print(&plan_table(&report));
-        }
-        eprint!("{}", plan_table(&report));
-    }
-    let job = progress::job(&args.common)?;
-    let started = Instant::now();
-    pipeline::decide(&checkpoint, &mut plan, &job)?;
-    let (sink, tally) = pipeline::write(&checkpoint, &plan, &output, args.force, &job)?;
-    let mut seconds = Seconds { compress: started.elapsed().as_secs_f64(), check: 0.0 };
-    let findings = if args.no_check {
-        None
-    } else {
-        let started = Instant::now();
-        let options = check_command::options(&args.check, limits(&recipe));
-        let mut found = check_staged(&checkpoint, &sink, target, access, &options, &job)?;
-        let pruned = plan.steps.iter().zip(&tally.notes).filter(|(step, _)| step.pruning.is_some());
-        pruned.for_each(|(step, notes)| found.expect_zeros(&step.name, notes.zeros - notes.zeros_lost));
-        seconds.check = started.elapsed().as_secs_f64();
-        Some(found)
-    };
-    let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
-    if refused.is_none() {
-        job.cancel.check().map_err(pipeline::Error::from)?;
-        sink.publish()?;
-    }
-    let report = Report::new(&checkpoint, &recipe, &plan, &output, &tally, findings.as_ref(), seconds);
-    if args.common.json {
-        print_json(&report)?;
-    } else if !args.common.quiet {
-        print(&compress_table(&report))?;
-    }
-    match refused {
-        Some(found) => Err(Failure::Refused(format!(
-            "{}: refused and removed: {}. Keep more weights with --keep, loosen the limit, or take it as it is with --accept",
-            output.display(),
-            found.failures.join("; ")
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Opens the sealed output, which has no name yet, and compares it with the original.
-fn check_staged(
-    original: &Arc<Checkpoint>,
-    sink: &Sink,
-    target: Target,
-    access: Access,
-    options: &check::Options,
-    job: &Job,
-) -> Result<Findings, Failure> {
-    // A single file is the original's own config's: what else lies in the folder may belong to another model.
-    let companions = Some(original.companions().clone()).filter(|_| target != Target::Folder);
-    let written = Arc::new(Checkpoint::open(sink.staging(), &Options { access, companions, ..Options::default() })?);
-    Ok(check::compare(original, &written, options, job)?)
+    write::run(&checkpoint, &recipe, plan, &output, &args.write)
 }
 
 /// The recipe that flags ask for, if they ask for one.
@@ -142,12 +77,6 @@ fn block_options(args: &RecipeArgs) -> Result<BlockOptions, Failure> {
     Ok(BlockOptions { pure: args.pure, search: args.search, importance, group: args.group_size })
 }
 
-/// The loosest limits of the recipe's schemes, and of pruning.
-fn limits(recipe: &Recipe) -> Limits {
-    let pruned = recipe.prunes().then_some(Limits::PRUNED);
-    recipe.schemes().into_iter().map(Scheme::limits).chain(pruned).fold(Scheme::F16.limits(), Limits::or_looser)
-}
-
 /// A model of which nothing can be pruned, for instance one whose matrices are all kept.
 fn refuse_idle_pruning(recipe: &Recipe, plan: &Plan) -> Result<(), Failure> {
     if recipe.prunes() && plan.steps.iter().all(|step| step.pruning.is_none()) {
@@ -187,7 +116,7 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
         if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or(path.to_owned()) };
     let beside = |name: String| named.with_file_name(name);
     let part =
-        |name: Option<&std::ffi::OsStr>| name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        |name: Option<&std::ffi::OsStr>| name.map(|name| whole_name(&name.to_string_lossy())).unwrap_or_default();
     let (target, name) = match (needed, is_folder) {
         (Some(Format::Gguf), true) => {
             (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_name())))

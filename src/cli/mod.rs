@@ -4,10 +4,12 @@ mod args;
 mod bench;
 mod check;
 mod compress;
+mod convert;
 mod exit;
 mod inspect;
 mod progress;
 mod run;
+mod write;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -26,6 +28,7 @@ use crate::runtime::kernels::requested;
 pub fn run(cli: Cli) -> Result<(), Failure> {
     requested().map_err(|e| Failure::Usage(e.to_string()))?;
     match cli.command {
+        Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Run(args)) => run::run(&args),

@@ -96,6 +96,14 @@ impl PartLayout {
         Some(Self { name, dtype, shape, lines_per_unit: 0, unit_bytes: dtype.bytes_of(count)? })
     }
 
+    /// A band's share of all bytes, where they are only copied and no band has bytes of its own.
+    pub fn share(&self, band: &Lines, lines: u64) -> Range<u64> {
+        let count: u64 = self.shape.iter().product();
+        let bytes = u128::from(self.dtype.bytes_of(count).unwrap_or(0));
+        let part = |line: u64| (bytes * u128::from(line) / u128::from(lines.max(1))) as u64;
+        part(band.start)..part(band.end)
+    }
+
     /// Whether every band needs all of it.
     pub fn is_whole(&self) -> bool {
         self.lines_per_unit == 0
@@ -133,6 +141,11 @@ impl Encoding {
     /// Whether the numbers are stored as they were, without codes and scales.
     pub fn is_plain(&self) -> bool {
         matches!(self, Self::Plain(dtype) if !dtype.is_block())
+    }
+
+    /// Whether every row of a weight has bytes of its own in each physical tensor.
+    pub fn is_by_rows(&self) -> bool {
+        !matches!(self, Self::Awq { .. } | Self::Foreign(_) | Self::Fp8Tiles { .. })
     }
 
     /// The axis along which bands are cut.

@@ -24,6 +24,24 @@ pub enum Error {
         /// All shards that are missing.
         missing: Vec<String>,
     },
+    /// Parts of a split GGUF file that are not there.
+    #[error("{}: found no {}: {}. Download the missing parts into this folder", folder.display(), count(missing.len(), "part"), missing.join(", "))]
+    MissingParts {
+        /// The folder.
+        folder: PathBuf,
+        /// All parts that are missing.
+        missing: Vec<String>,
+    },
+    /// A part of a split GGUF file says something else of itself than its name.
+    #[error("{}: found {found}, expected {expected}. Download the parts again, each under its own name", file.display())]
+    Part {
+        /// The part.
+        file: PathBuf,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
     /// Tensors that the index promises are in no shard, or not in the one named.
     #[error("{}: lists {} that are not in their shards: {}The shards and the index are of different models; download both again", index.display(), count(missing.len(), "tensor"), listed(missing))]
     MissingTensors {

@@ -24,7 +24,7 @@ use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
 pub use chat::ChatTemplate;
 pub use companions::{Companion, Companions, Pooling};
 pub use error::{Error, Result};
-pub use files::{INDEX, Index, SINGLE, WeightFiles};
+pub use files::{INDEX, Index, SINGLE, WeightFiles, whole_name};
 pub use tokenizer::{Tokenizer, Whole};
 pub use view::{Fetch, Piece, Scratch, View};
 pub use weights::{TensorRef, Weight, matrix};
@@ -72,6 +72,7 @@ impl Checkpoint {
             .iter()
             .map(|name| Ok(formats::open(&files.folder.join(name), options.access, &options.limits)?))
             .collect::<Result<Vec<_>>>()?;
+        files::check_parts(&files, &sources)?;
         check_names(&sources)?;
         if let Some(index) = &files.index {
             check_index(index, &files.names, &sources)?;
@@ -397,6 +398,11 @@ impl Checkpoint {
             Some(format!("quantization_config of method {method}"))
         };
         self.foreign.map(str::to_owned).or_else(|| stored.map(|encoding| encoding.name())).or_else(method)
+    }
+
+    /// The tool whose quantized form the weights have, if this version cannot read it.
+    pub fn foreign(&self) -> Option<&'static str> {
+        self.foreign
     }
 
     /// How the quantization's config says that linear layers take their inputs, if there is one.

@@ -32,9 +32,14 @@ impl Piece {
         Self { weight, rows: 0..stored.rows, order: RowOrder::Same, transpose: false, shift: 0.0 }
     }
 
-    /// Whether the piece is the stored weight from first to last, unchanged, so that its bytes can be copied.
-    pub fn is_identity(&self, stored: &Weight) -> bool {
-        self.rows == (0..stored.rows) && self.order == stored.order && !self.transpose && self.shift == stored.shift
+    /// A whole weight as the file has it: in its order, with its shift.
+    pub fn stored(weight: usize, stored: &Weight) -> Self {
+        Self { order: stored.order, shift: stored.shift, ..Self::whole(weight, stored) }
+    }
+
+    /// Whether the piece is made of stored rows, in whatever order, so that their bytes can be copied.
+    pub fn is_of_rows(&self, stored: &Weight) -> bool {
+        !self.transpose && self.shift == stored.shift
     }
 }
 
@@ -74,6 +79,20 @@ impl Bytes {
                 buffer.resize(slice.len(), 0);
                 source.read_at(*tensor, range.start, buffer)?;
                 Ok(buffer)
+            }
+        }
+    }
+
+    fn append(&self, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Later(source, tensor) if source.bytes(*tensor).is_none() => {
+                let start = buffer.len();
+                buffer.resize(start + (range.end - range.start) as usize, 0);
+                source.read_at(*tensor, range.start, &mut buffer[start..])
+            }
+            _ => {
+                buffer.extend_from_slice(self.get(range, &mut Vec::new())?);
+                Ok(())
             }
         }
     }
@@ -162,6 +181,56 @@ impl View {
     /// Tells the system that these rows of a view that is read in bands are needed soon, so that it begins to read them.
     pub fn prefetch(&self, rows: Range<u64>) {
         self.each_range(rows, Source::prefetch);
+    }
+
+    /// The stored bytes of rows `rows` of the view in one physical tensor of the encoding, row after row: borrowed where they
+    /// lie so in a mapped file, gathered in `buffer` elsewhere. All pieces are [made of rows](Piece::is_of_rows).
+    ///
+    /// # Errors
+    /// Only where bytes are read from a file that is not mapped.
+    pub fn stored<'a>(&'a self, part: usize, rows: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        let mut start = rows.start;
+        let mut left = rows.end - rows.start;
+        buffer.clear();
+        for open in &self.pieces {
+            let count = open.piece.rows.end - open.piece.rows.start;
+            if start >= count {
+                start -= count;
+                continue;
+            }
+            let here = left.min(count - start);
+            let (layout, bytes) = &open.parts[part];
+            if open.is_run() {
+                let first = open.piece.rows.start + start;
+                let range = layout.bytes_of(&(first..first + here));
+                if here == rows.end - rows.start {
+                    return bytes.get(range, buffer);
+                }
+                bytes.append(range, buffer)?;
+            } else {
+                for row in start..start + here {
+                    let row = open.position(row as usize, count as usize);
+                    bytes.append(layout.bytes_of(&(row..row + 1)), buffer)?;
+                }
+            }
+            left -= here;
+            start = 0;
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// The stored bytes `range` of a physical tensor of the view's first weight.
+    ///
+    /// # Errors
+    /// Only where bytes are read from a file that is not mapped.
+    pub fn bytes<'a>(&'a self, part: usize, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        match self.pieces.first() {
+            Some(open) => open.parts[part].1.get(range, buffer),
+            None => Ok(&[]),
+        }
     }
 
     /// Tells the system that these rows of a view that is read in bands are not needed soon. They come back from the file if

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use formats::Dtype;
+
 use super::{Error, Result};
 use crate::job::Job;
 use crate::recipe::{Plan, Step, Treatment};
@@ -20,13 +22,20 @@ pub struct Bands {
     len: usize,
 }
 
+/// Bytes that one line of a step's input takes; where it is copied, in all its physical tensors.
+fn line_bytes(step: &Step) -> u64 {
+    match step.treatment {
+        Treatment::Copy => (0..step.parts.len()).map(|part| step.bytes_of(part, &(0..1)).end).sum::<u64>().max(1),
+        _ => step.input.bytes_of(step.cols).unwrap_or(8 * step.cols),
+    }
+}
+
 /// Bytes of numbers, buffers and codes that one line of a step takes while it is worked on.
 fn cost(step: &Step) -> u64 {
-    let width = step.input.block_bits().div_ceil(8).max(1);
     match step.treatment {
         // Mapped bytes are not copied, others are.
-        Treatment::Copy => step.cols * width,
-        _ => step.cols * (width + if width == 8 { 8 } else { 4 } + 8),
+        Treatment::Copy => line_bytes(step),
+        _ => line_bytes(step) + step.cols * if step.input == Dtype::F64 { 16 } else { 12 },
     }
 }
 
@@ -59,7 +68,7 @@ impl Bands {
             let count = step.encoding.lines(step.rows, step.cols);
             let per_band = (room / cost(step).max(1) / multiple * multiple).max(multiple);
             bands.steps.push((bands.len, per_band));
-            bands.lines.push((count, step.cols * step.input.block_bits() / 8));
+            bands.lines.push((count, line_bytes(step)));
             bands.len += count.div_ceil(per_band) as usize;
         }
         Ok(bands)

@@ -16,7 +16,7 @@ use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch, View};
 use crate::pruner::Mask;
 use crate::quantizer::{Band, Notes, Numbers, Quantizer};
-use crate::recipe::{Plan, Step, Target, Treatment};
+use crate::recipe::{Plan, Step, Target};
 
 pub use bands::{Bands, least_memory};
 pub use error::{Error, Result};
@@ -48,7 +48,7 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
         plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
     let bands = Bands::new(plan, job)?;
     let mut sink = Sink::create(output, shape, files, plan.other_bytes(), force)?;
-    job.progress.begin("compress", checkpoint.bytes());
+    job.progress.begin("write", checkpoint.bytes());
     let tally = run(checkpoint, plan, &bands, &sink, job);
     job.progress.end();
     let tally = tally?;
@@ -80,14 +80,8 @@ struct Buffers {
 }
 
 fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &Job) -> Result<Tally> {
-    let views = plan
-        .steps
-        .iter()
-        .map(|step| match step.treatment {
-            Treatment::Copy => Ok(None),
-            _ => Ok(Some((checkpoint.view(&step.pieces, Fetch::Bands)?, step.quantizer()))),
-        })
-        .collect::<formats::Result<Vec<_>>>()?;
+    let open = |step: &Step| Ok((checkpoint.view(&step.pieces, Fetch::Bands)?, step.quantizer()));
+    let views = plan.steps.iter().map(open).collect::<formats::Result<Vec<_>>>()?;
     let totals: Vec<Mutex<Notes>> = plan.steps.iter().map(|_| Mutex::new(Notes::default())).collect();
     let spare: Mutex<Vec<Buffers>> = Mutex::new(Vec::new());
     // An error stops what comes after it and not what comes before, so that of several the first is reported, always.
@@ -102,14 +96,15 @@ fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &J
         // While this band is worked on, the system reads the one that this thread will most likely do next.
         if i + 1 < bands.len() {
             let (next, lines) = bands.get(i + 1);
-            prefetch(checkpoint, &plan.steps[next], views[next].as_ref().map(|(view, _)| view), lines);
+            if plan.steps[next].encoding.is_by_rows() {
+                views[next].0.prefetch(lines);
+            }
         }
         let step = &plan.steps[s];
-        let done = job.cancel.check().map_err(Error::from).and_then(|()| match &views[s] {
-            Some((view, Some(quantizer))) => {
-                encode_band(checkpoint, step, view, &**quantizer, &lines, sink, &mut buffers)
-            }
-            _ => copy_band(checkpoint, step, &lines, sink, &mut buffers.bytes),
+        let (view, quantizer) = &views[s];
+        let done = job.cancel.check().map_err(Error::from).and_then(|()| match quantizer {
+            Some(quantizer) => encode_band(checkpoint, step, view, &**quantizer, &lines, sink, &mut buffers),
+            None => copy_band(checkpoint, step, view, &lines, sink, &mut buffers.bytes),
         });
         match done {
             Ok(notes) => {
@@ -135,16 +130,6 @@ fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &J
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn prefetch(checkpoint: &Checkpoint, step: &Step, view: Option<&View>, lines: std::ops::Range<u64>) {
-    match view {
-        Some(view) => view.prefetch(lines),
-        None => {
-            let at = checkpoint.weights()[step.pieces[0].weight].tensors[0];
-            checkpoint.sources()[at.source].prefetch(at.tensor, step.parts[0].bytes_of(&lines));
-        }
-    }
 }
 
 /// Reads lines `lines` of a step's matrix, quantizes them, writes them.
@@ -189,30 +174,26 @@ fn encode_band(
     Ok(notes)
 }
 
-/// Copies lines of a tensor as they are.
+/// Copies lines of a weight's tensors as they are.
 fn copy_band(
     checkpoint: &Checkpoint,
     step: &Step,
+    view: &View,
     lines: &std::ops::Range<u64>,
     sink: &Sink,
     buffer: &mut Vec<u8>,
 ) -> Result<Notes> {
-    let at = checkpoint.weights()[step.pieces[0].weight].tensors[0];
-    let source = &checkpoint.sources()[at.source];
-    let range = step.parts[0].bytes_of(lines);
-    let slice = range.start as usize..range.end as usize;
-    let bytes = match source.bytes(at.tensor) {
-        Some(all) => &all[slice],
-        None => {
-            buffer.resize(slice.len(), 0);
-            source.read_at(at.tensor, range.start, buffer)?;
-            buffer
+    for (i, (part, at)) in step.parts.iter().zip(&step.outputs).enumerate() {
+        let bytes = step.copied(view, i, lines, buffer)?;
+        let by_rows = step.encoding.is_by_rows();
+        if let Some(index) = first_non_finite(part.dtype, bytes).filter(|_| by_rows) {
+            // A scale stands for part of its row.
+            let per_row = (bytes.len() as u64 / part.dtype.bytes_of(1).unwrap_or(1) / (lines.end - lines.start)).max(1);
+            let (row, column) = (index as u64 / per_row, if i == 0 { index as u64 % per_row } else { 0 });
+            return Err(non_finite(checkpoint, step, (lines.start + row) * step.cols + column));
         }
-    };
-    if let Some(i) = first_non_finite(step.input, bytes) {
-        return Err(non_finite(checkpoint, step, lines.start * step.cols + i as u64));
+        sink.write_at(at.file, at.tensor, step.bytes_of(i, lines).start, bytes)?;
     }
-    sink.write_at(step.outputs[0].file, step.outputs[0].tensor, range.start, bytes)?;
     Ok(Notes::default())
 }
 

@@ -23,8 +23,26 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The model is quantized already.
-    #[error("{}: is already quantized ({found}); expected f32, f16, bf16 or f64 weights. Give the original model", file.display())]
+    #[error("{}: is already quantized ({found}); expected f32, f16, bf16 or f64 weights. Give the original model, or unpack this one first: compress convert MODEL OUT --dequantize", file.display())]
     AlreadyQuantized {
+        /// The model.
+        file: PathBuf,
+        /// In which form.
+        found: String,
+    },
+    /// The output's container cannot hold weights as they are stored.
+    #[error("{}: has weights in encodings that {target} does not hold: {found}. Unpack them to floats with --dequantize", file.display())]
+    NotHeld {
+        /// The model.
+        file: PathBuf,
+        /// The encodings, and how many weights have them.
+        found: String,
+        /// The container.
+        target: &'static str,
+    },
+    /// A quantized form that cannot be read.
+    #[error("{}: cannot be unpacked: its weights are quantized as {found}, which this version does not read. Give the original model", file.display())]
+    NotUnpackable {
         /// The model.
         file: PathBuf,
         /// In which form.
@@ -54,8 +72,8 @@ impl Error {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Recipe { .. } | Self::Usage(_) => Kind::Usage,
-            Self::AlreadyQuantized { .. } | Self::Dialect { .. } => Kind::Input,
+            Self::Recipe { .. } | Self::Usage(_) | Self::NotHeld { .. } => Kind::Usage,
+            Self::AlreadyQuantized { .. } | Self::NotUnpackable { .. } | Self::Dialect { .. } => Kind::Input,
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
         }

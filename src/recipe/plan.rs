@@ -2,15 +2,16 @@
 //! read.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
 
-use super::output::{Tensor, huggingface, llama_cpp};
-use super::{Error, Recipe, Result, Scheme};
-use crate::encoding::{Encoding, PartLayout, Unfit};
+use super::output::{Tensor, Tensors, gguf, huggingface, llama_cpp};
+use super::{Error, Quantized, Recipe, Result, Scheme, conversion, shards};
+use crate::encoding::{Encoding, Lines, PartLayout, Unfit};
 use crate::family::{Architecture, Role};
-use crate::loader::{Checkpoint, Piece};
+use crate::loader::{Checkpoint, Piece, View};
 use crate::pruner::{Mask, Scope, Sparsity};
 use crate::quantizer::ggml::mixture::{self, Choice, FileType};
 use crate::quantizer::{Blocks, Cast, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer};
@@ -158,6 +159,36 @@ impl Step {
         self.rows * self.cols
     }
 
+    /// The bytes of a physical tensor that a band of lines writes.
+    pub fn bytes_of(&self, part: usize, lines: &Lines) -> Range<u64> {
+        match self.treatment == Treatment::Copy && !self.encoding.is_by_rows() {
+            true => self.parts[part].share(lines, self.lines()),
+            false => self.parts[part].bytes_of(lines),
+        }
+    }
+
+    /// The input's bytes of a physical tensor that a band of lines is a copy of.
+    ///
+    /// # Errors
+    /// A read that fails.
+    pub fn copied<'a>(
+        &self,
+        view: &'a View,
+        part: usize,
+        lines: &Lines,
+        buffer: &'a mut Vec<u8>,
+    ) -> formats::Result<&'a [u8]> {
+        match self.encoding.is_by_rows() {
+            true => view.stored(part, lines.clone(), buffer),
+            false => view.bytes(part, self.bytes_of(part, lines), buffer),
+        }
+    }
+
+    /// Lines of the encoding's band axis.
+    pub fn lines(&self) -> u64 {
+        self.encoding.lines(self.rows, self.cols)
+    }
+
     /// Bytes of all its physical tensors.
     pub fn output_bytes(&self, plan: &Plan) -> u64 {
         self.outputs.iter().map(|at| plan.files[at.file].tensors[at.tensor].bytes().unwrap_or(0)).sum()
@@ -182,13 +213,26 @@ impl Plan {
     /// A model that is quantized already, a scheme that the target's container does not hold, or a model that the target's
     /// dialect cannot say.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, target: Target, output: &Path) -> Result<Self> {
-        if let Some(found) = checkpoint.quantized() {
-            return Err(Error::AlreadyQuantized { file: checkpoint.path().to_owned(), found });
-        }
+        Self::in_shards(checkpoint, recipe, target, None, output)
+    }
+
+    /// Plans a folder whose weight files take at most `most` bytes of tensors each, but for those that hold a single larger
+    /// weight; the input's shards, or one file, if that is `None`.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn in_shards(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        target: Target,
+        most: Option<u64>,
+        output: &Path,
+    ) -> Result<Self> {
         let format = match target {
             Target::File(format) => format,
             Target::Folder => Format::Safetensors,
         };
+        conversion::check(checkpoint, recipe, format)?;
         for scheme in recipe.schemes() {
             // What safetensors holds, other files of named tensors hold too.
             let family = if format == Format::Gguf { Format::Gguf } else { Format::Safetensors };
@@ -201,10 +245,11 @@ impl Plan {
                 )));
             }
         }
-        let tensors = match format {
-            Format::Gguf => llama_cpp::tensors(checkpoint)?,
-            Format::Safetensors | Format::Npz | Format::Pytorch => {
-                huggingface::tensors(checkpoint, target == Target::Folder)
+        let Tensors { files, tensors, constants, notes } = match (checkpoint.format(), format) {
+            (Format::Gguf, Format::Gguf) => gguf::tensors(checkpoint),
+            (_, Format::Gguf) => llama_cpp::tensors(checkpoint)?,
+            (_, Format::Safetensors | Format::Npz | Format::Pytorch) => {
+                huggingface::tensors(checkpoint, target == Target::Folder)?
             }
         };
         let mut plan = Self {
@@ -215,33 +260,48 @@ impl Plan {
             written: Vec::new(),
             copied: Vec::new(),
             left_out: Vec::new(),
-            notes: tensors.notes,
+            notes,
         };
-        let mut metas: Vec<Vec<TensorMeta>> = vec![Vec::new(); tensors.files.len()];
-        let choices = choices(checkpoint, recipe, &tensors.tensors);
-        for (i, tensor) in tensors.tensors.into_iter().enumerate() {
+        let choices = choices(checkpoint, recipe, &tensors);
+        let mut places: Vec<usize> = tensors.iter().map(|tensor| tensor.file).collect();
+        for (i, tensor) in tensors.into_iter().enumerate() {
             let choose = |file_type: FileType| choices.get(&file_type).map(|all| all[i]);
-            let step = step(checkpoint, recipe, format, tensor, &choose, &mut metas, &mut plan.notes)?;
-            if let Encoding::PackedInt { .. } = step.encoding {
-                let shape = [step.rows, step.cols].into_iter().flat_map(u64::to_le_bytes).collect();
-                plan.constants.push((step.outputs[2], shape));
-            }
-            plan.steps.push(step);
+            plan.steps.push(step(checkpoint, recipe, format, tensor, &choose, &mut plan.notes)?);
         }
         let widened = plan.steps.iter().filter(|step| format == Format::Npz && step.input == Dtype::BF16);
         match widened.filter(|step| step.encoding == Encoding::Plain(Dtype::F32)).count() {
             0 => {}
             n => plan.notes.push(format!("numpy has no bf16: {n} tensors are widened to f32, which loses nothing")),
         }
-        for (meta, bytes) in tensors.constants {
-            plan.constants.push((Output { file: 0, tensor: metas[0].len() }, bytes));
-            metas[0].push(meta);
+        let mut names = files;
+        if let Some(most) = most {
+            (places, names) = shards::cut(&plan.steps, most);
         }
-        plan.lay_out(checkpoint, recipe, format, tensors.files, metas, output)?;
+        let metas = plan.place(&places, names.len(), constants);
+        plan.lay_out(checkpoint, recipe, format, names, metas, output)?;
         if target == Target::Folder {
-            huggingface::folder(checkpoint, &mut plan)?;
+            huggingface::folder(checkpoint, recipe, &mut plan)?;
         }
         Ok(plan)
+    }
+
+    /// Gives every output its place in a file; returns the files' tensors.
+    fn place(&mut self, places: &[usize], files: usize, constants: Vec<(TensorMeta, Vec<u8>)>) -> Vec<Vec<TensorMeta>> {
+        let mut metas = vec![Vec::new(); files];
+        let mut claim = |file: usize, meta: TensorMeta| {
+            metas[file].push(meta);
+            Output { file, tensor: metas[file].len() - 1 }
+        };
+        for (step, &file) in self.steps.iter_mut().zip(places) {
+            let meta = |part: &PartLayout| TensorMeta::new(part.name.clone(), part.dtype, part.shape.clone());
+            step.outputs = step.parts.iter().map(|part| claim(file, meta(part))).collect();
+            if let Treatment::Packed { .. } = step.treatment {
+                let shape = [step.rows, step.cols].into_iter().flat_map(u64::to_le_bytes).collect();
+                self.constants.push((step.outputs[2], shape));
+            }
+        }
+        self.constants.extend(constants.into_iter().map(|(meta, bytes)| (claim(0, meta), bytes)));
+        metas
     }
 
     fn lay_out(
@@ -260,7 +320,10 @@ impl Plan {
                     formats::safetensors::layout(output, &tensors, &metadata)?
                 }
                 Format::Gguf => {
-                    let metadata = llama_cpp::metadata(checkpoint, recipe, self)?;
+                    let metadata = match checkpoint.gguf() {
+                        Some(metadata) => gguf::metadata(metadata, recipe, self),
+                        None => llama_cpp::metadata(checkpoint, recipe, self)?,
+                    };
                     formats::gguf::layout(output, &tensors, &metadata)?
                 }
                 Format::Npz => formats::npz::layout(output, &tensors)?,
@@ -318,7 +381,7 @@ fn kept(format: Format, input: Dtype, only: Option<Dtype>) -> Dtype {
 /// The dtype of a tensor's numbers: that of its pieces, or one that holds all of theirs.
 fn input_dtype(checkpoint: &Checkpoint, tensor: &Tensor) -> Dtype {
     let dtype = |piece: &Piece| match checkpoint.weights()[piece.weight].encoding {
-        Encoding::Plain(dtype) => dtype,
+        Encoding::Plain(dtype) if !dtype.is_block() => dtype,
         _ => Dtype::F32,
     };
     let mut dtypes = tensor.pieces.iter().map(dtype);
@@ -332,15 +395,16 @@ fn input_dtype(checkpoint: &Checkpoint, tensor: &Tensor) -> Dtype {
 
 /// For each of llama-quantize's file types that the recipe names, the type of each tensor.
 fn choices(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[Tensor]) -> HashMap<FileType, Vec<Choice>> {
-    let Some(Architecture::Transformer(t)) = checkpoint.family().map(|family| &family.architecture) else {
-        return HashMap::new();
-    };
-    let model = mixture::Model {
-        architecture: checkpoint.family().and_then(|family| family.gguf).unwrap_or_default(),
-        layers: t.layers as u64,
-        heads: t.heads as u64,
-        kv_heads: t.kv_heads as u64,
-        experts: t.experts.map_or(0, |experts| experts.count as u64),
+    let model = match (checkpoint.gguf(), checkpoint.family().map(|family| &family.architecture)) {
+        (Some(metadata), _) => gguf::model(metadata),
+        (None, Some(Architecture::Transformer(t))) => mixture::Model {
+            architecture: checkpoint.family().and_then(|family| family.gguf).unwrap_or_default(),
+            layers: t.layers as u64,
+            heads: t.heads as u64,
+            kv_heads: t.kv_heads as u64,
+            experts: t.experts.map_or(0, |experts| experts.count as u64),
+        },
+        _ => return HashMap::new(),
     };
     let meta = |tensor: &Tensor| {
         let dtype = kept(Format::Gguf, input_dtype(checkpoint, tensor), tensor.only);
@@ -375,12 +439,11 @@ fn step(
     format: Format,
     tensor: Tensor,
     choose: &dyn Fn(FileType) -> Option<Choice>,
-    metas: &mut [Vec<TensorMeta>],
     notes: &mut Vec<String>,
 ) -> Result<Step> {
     let importance = importance(recipe, &tensor)?;
     let input = input_dtype(checkpoint, &tensor);
-    let Tensor { name, canonical, role, shape, rows, cols, pieces, only, file } = tensor;
+    let Tensor { name, canonical, role, shape, rows, cols, pieces, only, file: _ } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
     let in_out = stored.transposed != pieces[0].transpose;
@@ -395,15 +458,24 @@ fn step(
             None
         }
     };
-    let identity = pieces.len() == 1 && pieces[0].is_identity(stored) && pruning.is_none();
-    let unscaled = |dtype: Dtype| if identity && dtype == input { Treatment::Copy } else { Treatment::Cast(dtype) };
-    let kept = kept(format, input, only);
+    let copies = pruning.is_none()
+        && pieces.iter().all(|piece| {
+            let other = &weights[piece.weight];
+            piece.is_of_rows(other) && other.encoding == stored.encoding
+        });
+    let unscaled = |dtype: Dtype| match copies && stored.encoding == Encoding::Plain(dtype) {
+        true => Treatment::Copy,
+        false => Treatment::Cast(dtype),
+    };
+    let kept = kept(format, conversion::float(checkpoint, stored, format).unwrap_or(input), only);
     let choice = match wanted {
         Some(Scheme::Ggml(file_type)) => choose(file_type),
         _ => None,
     };
     let group = group_for(recipe, cols);
     let mut treatment = match (wanted, choice.map(|choice| choice.dtype)) {
+        _ if recipe.quantized == Quantized::Keep && !stored.encoding.is_plain() => Treatment::Copy,
+        (Some(Scheme::F32), _) => unscaled(Dtype::F32),
         (Some(Scheme::F16), _) if only.is_none() => unscaled(Dtype::F16),
         (Some(Scheme::BF16), _) if only.is_none() => unscaled(Dtype::BF16),
         (Some(Scheme::Int8), _) => Treatment::Int8,
@@ -426,7 +498,7 @@ fn step(
         decision.note = Some(note);
     }
     let encoding_of = |treatment: Treatment| match treatment {
-        Treatment::Copy => Encoding::Plain(input),
+        Treatment::Copy => stored.encoding,
         Treatment::Cast(dtype) | Treatment::Blocks(dtype) => Encoding::Plain(dtype),
         Treatment::Int8 => Encoding::Int8Rows { scale: input },
         Treatment::Packed { bits, group } => Encoding::PackedInt { bits, group, scale: input },
@@ -441,14 +513,15 @@ fn step(
         treatment = unscaled(fallback);
         parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     }
-    let parts = parts.unwrap_or_else(|unfit: Unfit| unreachable!("plain numbers fit any shape that was read: {unfit}"));
-    let outputs = parts
-        .iter()
-        .map(|part| {
-            metas[file].push(TensorMeta::new(part.name.clone(), part.dtype, part.shape.clone()));
-            Output { file, tensor: metas[file].len() - 1 }
-        })
-        .collect();
+    let mut parts =
+        parts.unwrap_or_else(|unfit: Unfit| unreachable!("plain numbers fit any shape that was read: {unfit}"));
+    if treatment == Treatment::Copy && parts.len() > 1 {
+        // What is copied keeps its names and shapes.
+        for (part, at) in parts.iter_mut().zip(&stored.tensors) {
+            let meta = &checkpoint.sources()[at.source].tensors()[at.tensor];
+            (part.name, part.dtype, part.shape) = (meta.name.clone(), meta.dtype, meta.shape.clone());
+        }
+    }
     let encoding = encoding_of(treatment);
     let search = recipe.blocks.search;
     Ok(Step {
@@ -465,7 +538,7 @@ fn step(
         importance,
         encoding,
         parts,
-        outputs,
+        outputs: Vec::new(),
     })
 }
 

@@ -73,6 +73,20 @@ pub struct Recipe {
     pub rules: Vec<Rule>,
     /// How block types and groups are encoded.
     pub blocks: BlockOptions,
+    /// What becomes of weights that are quantized already.
+    pub quantized: Quantized,
+}
+
+/// What becomes of weights that are quantized already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Quantized {
+    /// The model is refused: what was rounded once is not rounded again.
+    #[default]
+    Refuse,
+    /// They keep their encoding.
+    Keep,
+    /// They are unpacked to floats.
+    Unpack,
 }
 
 /// How block types and groups are encoded.
@@ -146,7 +160,22 @@ impl Recipe {
             }
         }
         rules.push(Rule::scheme(scheme));
-        Ok(Self { rules, blocks: BlockOptions::default() })
+        Ok(Self { rules, ..Self::default() })
+    }
+
+    /// The recipe of a conversion: numbers stay as they are stored, but for a float that plain ones are cast to, and for
+    /// quantized weights, which are unpacked if `unpack`.
+    pub fn conversion(cast: Option<Scheme>, unpack: bool) -> Self {
+        Self {
+            rules: cast.map(Rule::scheme).into_iter().collect(),
+            quantized: if unpack { Quantized::Unpack } else { Quantized::Keep },
+            ..Self::default()
+        }
+    }
+
+    /// Whether this is a conversion: what the input says of how it was made stays true.
+    pub fn is_conversion(&self) -> bool {
+        self.quantized != Quantized::Refuse
     }
 
     /// The recipe that stores everything as it is, for pruning alone.
@@ -156,7 +185,7 @@ impl Recipe {
     pub fn as_stored(keep: &[String]) -> Result<Self> {
         let mut rules = kept(keep)?;
         rules.push(Rule { name: None, role: None, scheme: None, prune: None });
-        Ok(Self { rules, blocks: BlockOptions::default() })
+        Ok(Self { rules, ..Self::default() })
     }
 
     /// The recipe with this removed, by its last rule, before that rule's scheme.
@@ -234,7 +263,7 @@ impl Recipe {
         if rules.is_empty() {
             return Err(("no rule".into(), "at least one [[rule]]".into()));
         }
-        Ok(Self { rules, blocks: BlockOptions::default() })
+        Ok(Self { rules, ..Self::default() })
     }
 
     /// The schemes that the rules name, each once, in their order.
@@ -261,7 +290,13 @@ impl Recipe {
 
     /// The rules in one line, as they stand in reports and in the written file's metadata.
     pub fn describe(&self) -> String {
-        self.rules.iter().map(Rule::describe).collect::<Vec<_>>().join("; ") + &self.blocks.describe()
+        let rules = self.rules.iter().map(Rule::describe);
+        let kept = match self.quantized {
+            Quantized::Refuse => None,
+            Quantized::Keep => Some("encodings are kept".to_owned()),
+            Quantized::Unpack => Some("quantized weights are unpacked".to_owned()),
+        };
+        rules.chain(kept).collect::<Vec<_>>().join("; ") + &self.blocks.describe()
     }
 }
 

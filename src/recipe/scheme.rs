@@ -10,6 +10,8 @@ use crate::quantizer::ggml::mixture::FileType;
 /// A treatment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
+    /// Single precision.
+    F32,
     /// Half precision.
     F16,
     /// Brain floating point.
@@ -65,7 +67,7 @@ impl Scheme {
     pub fn all() -> Vec<Scheme> {
         let casts = |file_type: &FileType| matches!(file_type, FileType::F16 | FileType::BF16);
         let blocks = FileType::all().filter(|file_type| !casts(file_type)).map(Scheme::Ggml);
-        [Scheme::Int8, Scheme::W4A16, Scheme::W8A16, Scheme::Fp8, Scheme::F16, Scheme::BF16]
+        [Scheme::Int8, Scheme::W4A16, Scheme::W8A16, Scheme::Fp8, Scheme::F16, Scheme::BF16, Scheme::F32]
             .into_iter()
             .chain(blocks)
             .collect()
@@ -79,6 +81,7 @@ impl Scheme {
     /// The name in flags, recipes, file names and reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::Int8 => "int8",
@@ -105,7 +108,7 @@ impl Scheme {
         match self {
             Self::Int8 | Self::W4A16 | Self::W8A16 | Self::Fp8 => Some(Format::Safetensors),
             Self::Ggml(_) => Some(Format::Gguf),
-            Self::F16 | Self::BF16 => None,
+            Self::F32 | Self::F16 | Self::BF16 => None,
         }
     }
 
@@ -115,13 +118,14 @@ impl Scheme {
             Self::F16 => Some(FileType::F16),
             Self::BF16 => Some(FileType::BF16),
             Self::Ggml(file_type) => Some(file_type),
-            Self::Int8 | Self::W4A16 | Self::W8A16 | Self::Fp8 => None,
+            Self::F32 | Self::Int8 | Self::W4A16 | Self::W8A16 | Self::Fp8 => None,
         }
     }
 
     /// The limits that hold where no flag says otherwise.
     pub fn limits(self) -> Limits {
         match self {
+            Self::F32 => Limits::of(Dtype::F32),
             Self::F16 => Limits::of(Dtype::F16),
             Self::BF16 => Limits::of(Dtype::BF16),
             Self::Int8 | Self::W8A16 => Limits::of(Dtype::I8),
@@ -131,15 +135,25 @@ impl Scheme {
         }
     }
 
-    /// Whether the scheme only rounds to a narrower float and leaves tensors as they are otherwise.
+    /// The float that the scheme stores numbers as, leaving tensors as they are otherwise, if that is all it does.
+    pub fn cast(self) -> Option<Dtype> {
+        match self {
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::BF16 => Some(Dtype::BF16),
+            _ => None,
+        }
+    }
+
+    /// Whether the scheme only stores numbers as another float.
     pub fn is_cast(self) -> bool {
-        matches!(self, Self::F16 | Self::BF16)
+        self.cast().is_some()
     }
 
     /// Whether the scheme treats weights of this role unless a rule names them.
     pub fn takes(self, role: Role, model: Option<family::Kind>) -> bool {
         match self {
-            Self::F16 | Self::BF16 => true,
+            Self::F32 | Self::F16 | Self::BF16 => true,
             // llama-quantize's own rules say which matrices stay as they are.
             Self::Ggml(_) => !matches!(role, Role::Norm | Role::Bias),
             Self::W4A16 | Self::W8A16 | Self::Fp8 => role == Role::Linear,

@@ -47,6 +47,9 @@ pub struct Report {
     failures: Vec<String>,
     #[serde(skip)]
     table: Vec<(String, usize, u64, u64)>,
+    /// Whether numbers were to stay as they are.
+    #[serde(skip)]
+    conversion: bool,
 }
 
 /// A model that was read.
@@ -189,6 +192,7 @@ impl Report {
             notes,
             failures: findings.map(|findings| findings.failures.clone()).unwrap_or_default(),
             table: by_encoding(plan),
+            conversion: recipe.is_conversion(),
         }
     }
 }
@@ -243,6 +247,9 @@ fn clients(plan: &Plan, recipe: &Recipe) -> Vec<String> {
         Target::File(formats::Format::Gguf) => add("llama.cpp and what is built on it (ollama, LM Studio)"),
         Target::File(formats::Format::Npz) => add("numpy"),
         Target::File(formats::Format::Pytorch) => add("torch.load with weights_only=True"),
+        _ if recipe.is_conversion() && plan.steps.iter().any(|step| !step.encoding.is_plain()) => {
+            add("what loads the original");
+        }
         _ if schemes.iter().all(|scheme| scheme.is_cast()) => {
             add("transformers");
             add("vLLM");
@@ -328,6 +335,8 @@ pub struct Inspection {
     #[serde(serialize_with = "path")]
     path: PathBuf,
     format: &'static str,
+    /// The weight files.
+    files: Vec<String>,
     family: Option<&'static str>,
     /// Why outputs cannot be computed.
     unsupported: Option<String>,
@@ -401,6 +410,7 @@ impl Inspection {
             schema: SCHEMA,
             path: checkpoint.path().to_owned(),
             format: checkpoint.format().name(),
+            files: checkpoint.files().names.clone(),
             family: checkpoint.family().map(|family| family.name),
             unsupported: checkpoint.no_family().map(str::to_owned),
             unknown_config_fields: checkpoint.family().map(|family| family.config.unknown.clone()).unwrap_or_default(),

@@ -31,13 +31,13 @@ pub(super) fn text_of(table: &Table) -> String {
 /// What `compress MODEL` prints.
 pub fn compress_table(report: &Report) -> String {
     let mut out = String::new();
+    let smaller = if report.conversion { String::new() } else { format!(", {:.2} times smaller", report.ratio) };
     let _ = writeln!(
         out,
-        "{}: {} → {}, {:.2} times smaller\n",
+        "{}: {} → {}{smaller}\n",
         report.output.path.display(),
         bytes(report.input.bytes),
         bytes(report.output.bytes),
-        report.ratio
     );
     let mut parts = table(&["stored as", "weights", "values", "bytes"], 1);
     for (name, count, values, size) in &report.table {
@@ -54,7 +54,8 @@ pub fn compress_table(report: &Report) -> String {
         None => out.push_str("Not checked, as asked: nobody knows how good this file is.\n"),
     }
     let rate = |seconds: f64| if seconds > 0.0 { report.input.bytes as f64 / 1e6 / seconds } else { 0.0 };
-    let _ = write!(out, "\ncompress {:.1} s ({:.0} MB/s)", report.seconds.compress, rate(report.seconds.compress));
+    let verb = if report.conversion { "convert" } else { "compress" };
+    let _ = write!(out, "\n{verb} {:.1} s ({:.0} MB/s)", report.seconds.compress, rate(report.seconds.compress));
     if report.check.is_some() {
         let _ = write!(out, ", check {:.1} s ({:.0} MB/s)", report.seconds.check, rate(report.seconds.check));
     }
@@ -113,6 +114,12 @@ fn outputs_text(outputs: &Outputs, source: &str) -> String {
             let _ = writeln!(out, "outputs of {} rows of {source}:", found.rows);
             let _ =
                 writeln!(out, "  mean squared error {:.3e}, relative error {:.3e}", found.mse, found.relative_error);
+        }
+        Outputs::Values { weights, passed: true } => {
+            let _ = writeln!(out, "{weights} weights were compared: every number is the original's, bit for bit.");
+        }
+        Outputs::Values { weights, .. } => {
+            let _ = writeln!(out, "{weights} weights were compared, and numbers differ.");
         }
         Outputs::Weights { why, .. } => {
             let _ = writeln!(out, "Weights were compared, outputs were not: {why}.");
@@ -185,9 +192,10 @@ pub fn inspect_table(found: &Inspection) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{}: {}, {}, {} parameters, {}",
+        "{}: {}{}, {}, {} parameters, {}",
         found.path.display(),
         found.format,
+        if found.files.len() > 1 { format!(" in {} files", found.files.len()) } else { String::new() },
         found.family.unwrap_or("unknown family"),
         found.parameters,
         bytes(found.bytes)

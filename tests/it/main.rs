@@ -5,6 +5,7 @@
 mod bad_input;
 mod bench;
 mod compress;
+mod convert;
 mod exchange;
 mod families;
 mod fixtures;

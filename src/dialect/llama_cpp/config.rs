@@ -15,6 +15,8 @@ pub const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.wei
 
 /// More layers than any model has.
 const MOST_LAYERS: u64 = 1 << 18;
+/// The key under which our own files name the dtype that their vectors had, which llama.cpp wants in f32.
+pub const WIDENED_KEY: &str = "modelpress.widened";
 
 /// llama.cpp's architectures that are read.
 const SUPPORTED: &str = "llama, qwen2, qwen3, qwen3moe, gemma3, phi3, gpt2, bert";

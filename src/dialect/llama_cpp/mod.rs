@@ -3,6 +3,7 @@
 
 mod config;
 mod differences;
+mod lost;
 mod metadata;
 mod rope;
 pub mod tokenizer;
@@ -14,8 +15,9 @@ use formats::Dtype;
 use crate::family::Family;
 use crate::family::table::Expected;
 
-pub use config::{CONFIG_KEY, ROPE_FACTORS, config};
+pub use config::{CONFIG_KEY, ROPE_FACTORS, WIDENED_KEY, config};
 pub use differences::differences;
+pub use lost::left_out;
 pub use metadata::{architecture, file_type};
 pub use rope::rope_factors;
 

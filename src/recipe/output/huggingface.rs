@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use formats::{Dtype, Format};
 use serde_json::{Value, json};
 
-use super::{Tensor, Tensors};
+use super::{Tensor, Tensors, from_gguf, most_values};
 use crate::dialect::huggingface::{self as dialect, Class, Form, Module};
 use crate::encoding::Encoding;
 use crate::family::table::Expected;
 use crate::family::{Architecture, Family, Role};
 use crate::loader::{Checkpoint, INDEX, Piece, SINGLE};
-use crate::recipe::{Error, Plan, Recipe, Result, Step};
+use crate::recipe::{Error, Plan, Quantized, Recipe, Result, Step, Target};
 
 /// Extensions of weight files, which are not copied beside the compressed weights.
 const WEIGHTS: &[&str] =
@@ -24,15 +24,25 @@ const WEIGHTS: &[&str] =
 const OTHER_FOLDERS: &[&str] = &["onnx", "openvino", "original", "coreml"];
 
 /// The tensors of a checkpoint under their own names, in the shards in which they are if `folder`, else in one file.
-pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
-    let shards = folder && (checkpoint.format() == Format::Safetensors || checkpoint.files().index.is_some());
+///
+/// # Errors
+/// A GGUF file of an unknown family that is to become a folder, for which there is no config.
+pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Result<Tensors> {
+    let own = checkpoint.files().whole_folder && checkpoint.format() == Format::Safetensors;
+    let shards = folder && (own || checkpoint.files().index.is_some());
     let files = if shards {
         checkpoint.files().names.iter().map(|name| as_safetensors(name)).collect()
     } else {
         vec![SINGLE.to_owned()]
     };
+    let mut notes = Vec::new();
+    if let Some(metadata) = checkpoint.gguf() {
+        notes = from_gguf::notes(checkpoint, metadata, folder)?;
+    }
     if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
-        return Tensors { files, tensors: from_llama_cpp(checkpoint, family), ..Tensors::default() };
+        let (tensors, lost) = from_llama_cpp(checkpoint, family);
+        notes.extend(lost.map(|name| format!("{name}: a {} has no place for it; left out", family.name)));
+        return Ok(Tensors { files, tensors, notes, ..Tensors::default() });
     }
     let tensors = checkpoint.weights().iter().enumerate().map(|(i, weight)| Tensor {
         name: weight.name.clone(),
@@ -45,7 +55,7 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Tensors {
         only: None,
         file: if shards { weight.tensors[0].source } else { 0 },
     });
-    Tensors { files, tensors: tensors.collect(), ..Tensors::default() }
+    Ok(Tensors { files, tensors: tensors.collect(), notes, ..Tensors::default() })
 }
 
 /// What a shard is called as safetensors: `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`.
@@ -56,12 +66,17 @@ fn as_safetensors(name: &str) -> String {
     }
 }
 
-/// The tensors of a GGUF file as this dialect holds them: experts one by one, and gpt2's matrices by their inputs. What the
-/// family does not know is left out; the config says what llama.cpp has tensors for (`rope_freqs`).
-fn from_llama_cpp(checkpoint: &Checkpoint, family: &Family) -> Vec<Tensor> {
+/// The tensors of a GGUF file as this dialect holds them: experts one by one, and gpt2's matrices by their inputs. Then the
+/// names of what the family does not know; the config says what llama.cpp has tensors for (`rope_freqs`).
+fn from_llama_cpp<'a>(
+    checkpoint: &'a Checkpoint,
+    family: &Family,
+) -> (Vec<Tensor>, impl Iterator<Item = &'a str> + use<'a>) {
+    let mut used = vec![false; checkpoint.weights().len()];
     let tensor = |expected: &Expected| {
         let stack = expected.gguf.as_ref().filter(|place| place.stacked);
         let at = checkpoint.find(stack.map_or(expected.name(), |place| &place.name))?;
+        used[at] = true;
         let weight = &checkpoint.weights()[at];
         let mut piece = Piece::whole(at, weight);
         let (mut rows, mut cols) = (weight.rows, weight.cols);
@@ -84,7 +99,10 @@ fn from_llama_cpp(checkpoint: &Checkpoint, family: &Family) -> Vec<Tensor> {
             file: 0,
         })
     };
-    family.tensors().iter().filter_map(tensor).collect()
+    let tensors = family.tensors().iter().filter_map(tensor).collect();
+    let names = checkpoint.weights().iter().map(|weight| weight.name.as_str());
+    let rest = names.zip(used).filter(|(name, used)| !used && *name != "rope_freqs.weight");
+    (tensors, rest.map(|(name, _)| name))
 }
 
 /// The string metadata of a written file: what the input's said, the tool's version, the recipe, and how it is quantized.
@@ -93,6 +111,20 @@ pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> B
     let mut metadata = checkpoint.sources().first().map(|source| source.metadata().clone()).unwrap_or_default();
     // transformers refuses files that do not name the framework.
     metadata.entry("format".into()).or_insert_with(|| "pt".into());
+    match recipe.quantized {
+        Quantized::Refuse => {}
+        Quantized::Unpack => {
+            metadata.retain(|key, _| !key.starts_with("modelpress."));
+            return metadata;
+        }
+        Quantized::Keep => {
+            // A folder has it in its config.
+            if let (Target::File(_), Some(kept)) = (plan.target, kept_quantization(checkpoint)) {
+                metadata.insert(dialect::QUANTIZATION.into(), kept.to_string());
+            }
+            return metadata;
+        }
+    }
     metadata.insert("modelpress.version".into(), env!("CARGO_PKG_VERSION").into());
     metadata.insert("modelpress.recipe".into(), recipe.describe());
     metadata.insert(dialect::RULES.into(), recipe.to_json());
@@ -102,26 +134,79 @@ pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> B
     metadata
 }
 
+/// How the input says that its weights are quantized: a single file in its metadata, a folder in its config.
+fn kept_quantization(checkpoint: &Checkpoint) -> Option<Value> {
+    let own = checkpoint.sources().first()?.metadata().get(dialect::QUANTIZATION);
+    let own = own.and_then(|text| serde_json::from_str(text).ok());
+    own.or_else(|| checkpoint.config()?.get("quantization_config").cloned())
+}
+
+/// A config of the same model with its weights unpacked.
+pub fn unpacked(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(fields) = config.as_object_mut() {
+        fields.shift_remove("quantization_config");
+    }
+    config
+}
+
+/// Files that belong to a model and may lie beside a single weight file.
+const BESIDE: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
 /// Plans a folder's other files.
-pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
-    if checkpoint.files().index.is_some() {
+pub fn folder(checkpoint: &Checkpoint, recipe: &Recipe, plan: &mut Plan) -> Result<()> {
+    if checkpoint.files().index.is_some() && plan.files[0].name != SINGLE || plan.files.len() > 1 {
         plan.written.push((INDEX.into(), pretty(&index(plan))));
     }
     if let Some((_, config)) = &checkpoint.companions().config {
-        let config = config_for(config, checkpoint, plan);
+        let config = config_for(config, checkpoint, recipe, plan);
         plan.written.push(("config.json".into(), pretty(&config)));
     }
+    if let Some(metadata) = checkpoint.gguf() {
+        plan.written.extend(from_gguf::files(checkpoint, metadata)?);
+    }
     if !checkpoint.files().whole_folder {
+        let beside = BESIDE.iter().map(|name| (PathBuf::from(name), checkpoint.files().folder.join(name)));
+        let own = beside.filter(|(_, path)| checkpoint.format() == Format::Safetensors && path.is_file());
+        plan.copied.extend(own);
         return Ok(());
     }
-    let root = &checkpoint.files().folder;
-    let modules = module_folders(root);
+    let Others { mut copied, mut left_out } = others(checkpoint)?;
     let planned: Vec<PathBuf> = plan
         .files
         .iter()
         .map(|file| file.name.clone().into())
         .chain(plan.written.iter().map(|(name, _)| name.clone()))
         .collect();
+    copied.retain(|(name, _)| !planned.contains(name));
+    left_out.retain(|name| !planned.contains(name));
+    plan.copied = copied;
+    plan.left_out = left_out;
+    Ok(())
+}
+
+/// Files of an input folder beside its own weight files.
+struct Others {
+    /// Those that belong to any form of the model: their names, and where they are.
+    copied: Vec<(PathBuf, PathBuf)>,
+    /// Those that hold its weights in other formats.
+    left_out: Vec<PathBuf>,
+}
+
+fn others(checkpoint: &Checkpoint) -> Result<Others> {
+    let root = &checkpoint.files().folder;
+    let modules = module_folders(root);
     let mut copied = Vec::new();
     let mut left_out = Vec::new();
     walk(root, Path::new(""), &mut |name, is_folder| {
@@ -130,7 +215,7 @@ pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
         if is_folder {
             return !first.starts_with('.') && !OTHER_FOLDERS.contains(&first.as_str());
         }
-        if planned.iter().any(|planned| planned == name) || first.starts_with(".git") && first != ".gitattributes" {
+        if first.starts_with(".git") && first != ".gitattributes" {
             return true;
         }
         let of_a_module = modules.contains(&first) && name.components().count() > 1;
@@ -150,9 +235,16 @@ pub fn folder(checkpoint: &Checkpoint, plan: &mut Plan) -> Result<()> {
     let names = &checkpoint.files().names;
     let index = checkpoint.files().index.as_ref().and_then(|index| index.path.file_name());
     left_out.retain(|name| !names.iter().any(|own| Path::new(own) == name) && index != Some(name.as_os_str()));
-    plan.copied = copied;
-    plan.left_out = left_out;
-    Ok(())
+    Ok(Others { copied, left_out })
+}
+
+/// The names of an input folder's files that are no weights and none of `known`.
+pub fn other_files(checkpoint: &Checkpoint, known: &[&str]) -> Result<Vec<String>> {
+    if !checkpoint.files().whole_folder {
+        return Ok(Vec::new());
+    }
+    let names = others(checkpoint)?.copied.into_iter().map(|(name, _)| name.to_string_lossy().into_owned());
+    Ok(names.filter(|name| !known.contains(&name.as_str()) && name != ".gitattributes").collect())
 }
 
 /// Visits files and folders below `root`, following links to files, but no links to folders, which could lead in circles.
@@ -187,7 +279,8 @@ fn module_folders(root: &Path) -> Vec<String> {
     paths.filter(|path| !path.is_empty()).map(str::to_owned).collect()
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+/// JSON as people read it.
+pub fn pretty(value: &Value) -> Vec<u8> {
     let mut text = format!("{value:#}");
     text.push('\n');
     text.into_bytes()
@@ -207,13 +300,21 @@ fn index(plan: &Plan) -> Value {
 }
 
 /// The config with what the plan changes: how the weights are quantized, and the dtype if all of them have a new one.
-fn config_for(config: &Value, checkpoint: &Checkpoint, plan: &Plan) -> Value {
+fn config_for(config: &Value, checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Value {
     let mut config = config.clone();
     let Some(fields) = config.as_object_mut() else { return config };
-    if let Some(quantization) = quantization_config(checkpoint, plan) {
-        fields.insert("quantization_config".into(), quantization);
-    }
-    if let Some(dtype) = only_dtype(plan) {
+    let quantization = match recipe.quantized {
+        Quantized::Refuse => quantization_config(checkpoint, plan),
+        Quantized::Keep => kept_quantization(checkpoint),
+        Quantized::Unpack => None,
+    };
+    match quantization {
+        Some(quantization) => fields.insert("quantization_config".into(), quantization),
+        None => fields.shift_remove("quantization_config"),
+    };
+    let silent = !fields.contains_key("torch_dtype") && !fields.contains_key("dtype");
+    let most = most_values(plan).filter(|_| silent && checkpoint.format() == Format::Gguf);
+    if let Some(dtype) = only_dtype(plan).or(most.and_then(torch_name)) {
         let key = if fields.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
         fields.insert(key.into(), dtype.into());
     }
@@ -232,10 +333,15 @@ fn only_dtype(plan: &Plan) -> Option<&'static str> {
         Encoding::Plain(other) => other == dtype || !other.is_float(),
         _ => false,
     });
+    torch_name(dtype).filter(|_| all && changed)
+}
+
+/// torch's name of a float.
+fn torch_name(dtype: Dtype) -> Option<&'static str> {
     match dtype {
-        Dtype::F16 if all && changed => Some("float16"),
-        Dtype::BF16 if all && changed => Some("bfloat16"),
-        Dtype::F32 if all && changed => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::BF16 => Some("bfloat16"),
+        Dtype::F32 => Some("float32"),
         _ => None,
     }
 }

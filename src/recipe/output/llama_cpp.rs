@@ -5,13 +5,16 @@ use std::collections::HashSet;
 use formats::gguf::{Metadata, Value};
 use formats::{Dtype, TensorMeta};
 
-use super::{Tensor, Tensors};
+use super::{Tensor, Tensors, huggingface, most_values};
+use crate::dialect::huggingface::FILES;
 use crate::dialect::llama_cpp::{self as dialect, Unsayable, tokenizer};
-use crate::encoding::Encoding;
 use crate::family::table::{Expected, Gguf};
 use crate::family::{Architecture, Family, Position, Role, Transformer};
 use crate::loader::{Checkpoint, Companion, Piece, Pooling, Tokenizer, matrix};
-use crate::recipe::{Error, Plan, Recipe, Result};
+use crate::recipe::{Error, Plan, Recipe, Result, Step};
+
+/// Files of a folder that repeat what `tokenizer.json` says.
+const REPEATED: &[&str] = &["merges.txt", "tokenizer.model", "vocab.json", "vocab.txt"];
 
 fn refuse(checkpoint: &Checkpoint, problem: impl Into<String>, next: impl Into<String>) -> Error {
     Error::Dialect {
@@ -62,6 +65,10 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
     tensors.notes.extend(rest.map(|(weight, _)| format!("{}: llama.cpp has no place for it; left out", weight.name)));
     if checkpoint.companions().pooling.is_some_and(|pooling| pooling.llama_cpp().is_none()) {
         tensors.notes.push("llama.cpp cannot pool as this model does; choose another with its option --pooling".into());
+    }
+    let behind = huggingface::other_files(checkpoint, &[FILES, REPEATED, &["config.json"]].concat())?;
+    if !behind.is_empty() {
+        tensors.notes.push(format!("files that GGUF has no key for, left out: {}", behind.join(", ")));
     }
     for (name, factors) in dialect::rope_factors(arch, transformer) {
         let meta = TensorMeta::new(name, Dtype::F32, vec![factors.len() as u64]);
@@ -133,20 +140,22 @@ pub fn metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> Result
         recipe.schemes().iter().filter_map(|scheme| Some(scheme.file_type()?.number())).collect();
     let file_type = match file_types.as_slice() {
         [one] => *one,
-        _ => dialect::file_type(most(plan)),
+        _ => dialect::file_type(most_values(plan)),
     };
     all.push("general.file_type", Value::U32(file_type));
     all.push("general.quantization_version", Value::U32(2));
-    match checkpoint.gguf() {
-        Some(gguf) => all.entries.extend(gguf.entries.iter().filter(|(key, _)| tokenizer::stays(key)).cloned()),
-        None => add_tokenizer(checkpoint, transformer.vocab, &mut all)?,
-    }
+    add_tokenizer(checkpoint, transformer.vocab, &mut all)?;
     all.push("modelpress.version", Value::String(env!("CARGO_PKG_VERSION").into()));
-    all.push("modelpress.recipe", Value::String(recipe.describe()));
+    if !recipe.is_conversion() {
+        all.push("modelpress.recipe", Value::String(recipe.describe()));
+    }
     // Positions that are not counted from 0 are written as if they were, so that the config no longer fits.
     let counted = !matches!(transformer.position, Position::Learned { offset: 1.. });
     if let Some(config) = checkpoint.config().filter(|_| counted) {
-        all.push(dialect::CONFIG_KEY, Value::String(config.to_string()));
+        all.push(dialect::CONFIG_KEY, Value::String(huggingface::unpacked(config).to_string()));
+    }
+    if let Some(dtype) = widened(plan) {
+        all.push(dialect::WIDENED_KEY, Value::String(dtype.name().into()));
     }
     Ok(all)
 }
@@ -199,13 +208,13 @@ fn name(checkpoint: &Checkpoint) -> String {
     name.unwrap_or_else(|| "model".into())
 }
 
-/// The dtype that most values have.
-fn most(plan: &Plan) -> Option<Dtype> {
-    let mut values = std::collections::BTreeMap::new();
-    for step in &plan.steps {
-        if let Encoding::Plain(dtype) = step.encoding {
-            *values.entry(dtype).or_insert(0) += step.elements();
-        }
+/// The dtype that everything had which had to become f32, if it was one.
+fn widened(plan: &Plan) -> Option<Dtype> {
+    let only = |step: &&Step| dialect::only_dtype(&step.parts[0].name, step.parts[0].shape.len()).is_some();
+    let mut dtypes: Vec<Dtype> = plan.steps.iter().filter(only).map(|step| step.input).collect();
+    dtypes.dedup();
+    match dtypes.as_slice() {
+        [one] if *one != Dtype::F32 => Some(*one),
+        _ => None,
     }
-    values.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype)
 }

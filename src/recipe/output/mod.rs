@@ -1,10 +1,16 @@
 //! What each target is made of: its tensors, its metadata, its other files.
 
+mod from_gguf;
+pub mod gguf;
 pub mod huggingface;
 pub mod llama_cpp;
 
+use std::collections::BTreeMap;
+
 use formats::{Dtype, TensorMeta};
 
+use super::Plan;
+use crate::encoding::Encoding;
 use crate::family::Role;
 use crate::loader::Piece;
 
@@ -42,4 +48,15 @@ pub struct Tensors {
     pub constants: Vec<(TensorMeta, Vec<u8>)>,
     /// What the target cannot hold.
     pub notes: Vec<String>,
+}
+
+/// The dtype that most values have.
+fn most_values(plan: &Plan) -> Option<Dtype> {
+    let mut values = BTreeMap::new();
+    for step in &plan.steps {
+        if let Encoding::Plain(dtype) = step.encoding {
+            *values.entry(dtype).or_insert(0) += step.elements();
+        }
+    }
+    values.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype)
 }

@@ -32,11 +32,6 @@ fn key(name: &str) -> String {
     format!("modelpress.{}", stem.replace('/', "."))
 }
 
-/// Whether a key belongs to the tokenizer or to a carried file, so that it stays as it is when GGUF becomes GGUF.
-pub fn stays(name: &str) -> bool {
-    name.starts_with("tokenizer.") || FILES.iter().any(|file| key(file) == name)
-}
-
 /// The files of a Hugging Face folder that a GGUF file holds, but for its `tokenizer.json`, where that must be rebuilt
 /// ([`tokenizer_json`]): the original ones where it carries them, else what can be told from its keys.
 pub fn companions(gguf: &Metadata) -> Vec<(&'static str, String)> {

@@ -17,4 +17,5 @@ pub mod quantizer;
 pub mod recipe;
 pub mod report;
 pub mod runtime;
+#[allow(unsafe_code)]
 pub mod threads;

@@ -335,7 +335,8 @@ fn a_language_model_in_torch_runs_as_it_does_in_safetensors() {
     copy_folder(&safe, &torch);
     std::fs::remove_file(torch.join("model.safetensors")).unwrap();
     compress(args![fixture("kjv-nano"), "--f16", "-q", "--no-check", "-o", torch.join("pytorch_model.bin")]).exits(0);
-    let run = |model: &Path| compress(args!["run", model, "--prompt", "In the", "--max-tokens", "12", "-q"]).exits(0).stdout;
+    let run =
+        |model: &Path| compress(args!["run", model, "--prompt", "In the", "--max-tokens", "12", "-q"]).exits(0).stdout;
     assert!(run(&safe).len() > 12 && run(&safe) == run(&torch));
     let check = |model: &Path| {
         compress(args!["check", fixture("kjv-nano"), model, "--check-tokens", "300", "--json"]).exits(0).json()

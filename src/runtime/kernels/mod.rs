@@ -4,14 +4,18 @@
 //! The environment variable `COMPRESS_ISA` (`scalar`, `avx2`, `avx512`) forbids versions above it. It does not reach the
 //! f32 matrix product, which the crate `gemm` dispatches itself.
 //!
-//! Together with the crate `formats`' memory map, this is the only place with unsafe code; what it exports is safe.
+//! Together with the crate `formats`' memory map and the pool of threads, this is the only place with unsafe code; what it
+//! exports is safe.
 
 pub mod convert;
 pub mod float;
 pub mod gemm;
 pub mod int8;
+pub mod integer;
 pub mod roof;
 pub mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -81,11 +85,15 @@ impl<F> Kernel<F> {
     }
 }
 
+/// The instruction set above which `COMPRESS_ISA` allows none.
+fn limit() -> Isa {
+    static LIMIT: OnceLock<Isa> = OnceLock::new();
+    *LIMIT.get_or_init(|| requested().ok().flatten().unwrap_or(Isa::Avx512))
+}
+
 /// The best version of a table (the best first, scalar last) that the processor has and `COMPRESS_ISA` allows.
 fn choose<F>(table: &'static [Kernel<F>]) -> &'static Kernel<F> {
-    static LIMIT: OnceLock<Isa> = OnceLock::new();
-    let limit = *LIMIT.get_or_init(|| requested().ok().flatten().unwrap_or(Isa::Avx512));
-    let best = table.iter().find(|kernel| kernel.isa <= limit && kernel.is_supported());
+    let best = table.iter().find(|kernel| kernel.isa <= limit() && kernel.is_supported());
     best.unwrap_or(&table[table.len() - 1])
 }
 
@@ -101,12 +109,47 @@ pub fn isa() -> Isa {
     };
     #[cfg(not(target_arch = "x86_64"))]
     let has = Isa::Scalar;
-    requested().ok().flatten().map_or(has, |limit| limit.min(has))
+    limit().min(has)
+}
+
+/// Runs `work` in the best of several versions, one compiled for each instruction set: loops that are inlined into it become
+/// those of the instruction set. The order of sums stays, so every version gives the same bits.
+#[inline(always)]
+pub fn vectorise<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        match *BEST.get_or_init(isa) {
+            // SAFETY: the processor has it.
+            Isa::Avx512 => return unsafe { with_avx512(work) },
+            // SAFETY: the processor has it.
+            Isa::Avx2 => return unsafe { with_avx2(work) },
+            Isa::Scalar => {}
+        }
+    }
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 /// The loops and the version chosen for each, for reports.
-pub fn chosen() -> [(&'static str, &'static str); 2] {
-    [("int8 dot products", int8::kernel().name()), ("f16 to f32", convert::f16_kernel())]
+pub fn chosen() -> [(&'static str, &'static str); 4] {
+    [
+        ("int8 rows", int8::kernel().name()),
+        ("blocks and packed integers by int8", integer::kernel().name()),
+        ("any weights by f32", float::kernel().name()),
+        ("f16 to f32", convert::f16_kernel()),
+    ]
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -19,4 +19,5 @@ pub mod report;
 pub mod runtime;
 #[allow(unsafe_code)]
 pub mod simd;
+#[allow(unsafe_code)]
 pub mod threads;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::encoding::Inputs;
 use crate::pruner::{Method, Pattern, Scope};
 
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
@@ -231,10 +232,31 @@ pub struct CheckArgs {
     /// The compressed model
     #[arg(value_name = "COMPRESSED")]
     pub compressed: PathBuf,
+    /// How the compressed model takes the inputs of linear layers with integer weights, whatever it declares
+    #[arg(long, value_enum, value_name = "int8|float")]
+    pub activations: Option<Activations>,
     #[command(flatten)]
     pub check: CheckOptions,
     #[command(flatten)]
     pub common: Common,
+}
+
+/// How linear layers take their inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Activations {
+    /// Rounded to int8: the product is one of integers.
+    Int8,
+    /// As they are.
+    Float,
+}
+
+impl From<Activations> for Inputs {
+    fn from(activations: Activations) -> Self {
+        match activations {
+            Activations::Int8 => Inputs::Int8,
+            Activations::Float => Inputs::Float,
+        }
+    }
 }
 
 /// `compress run`.
@@ -267,6 +289,9 @@ pub struct RunArgs {
     /// Put the prompt into the model's chat template, and print the answer only
     #[arg(long, conflicts_with_all = ["text", "inputs"])]
     pub chat: bool,
+    /// How linear layers with integer weights take their inputs, whatever the file declares: rounded to int8, or as they are
+    #[arg(long, value_enum, value_name = "int8|float")]
+    pub activations: Option<Activations>,
     #[command(flatten)]
     pub common: Common,
 }

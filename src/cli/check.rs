@@ -17,7 +17,9 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
     let original = Arc::new(Checkpoint::open(&args.original, &Options { access, ..Options::default() })?);
     let companions = Some(original.companions().clone());
-    let written = Arc::new(Checkpoint::open(&args.compressed, &Options { access, companions, ..Options::default() })?);
+    let inputs = args.activations.map(Into::into);
+    let written = Options { access, companions, inputs, ..Options::default() };
+    let written = Arc::new(Checkpoint::open(&args.compressed, &written)?);
     let options = options(&args.check, limits_of(&written));
     let findings = check::compare(&original, &written, &options, &job)?;
     if args.common.json {

@@ -34,7 +34,8 @@ struct Predicted<'a> {
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let access = if args.common.no_mmap { Access::Read } else { Access::Mapped };
-    let checkpoint = Arc::new(Checkpoint::open(&args.model, &Options { access, ..Options::default() })?);
+    let inputs = args.activations.map(Into::into);
+    let checkpoint = Arc::new(Checkpoint::open(&args.model, &Options { access, inputs, ..Options::default() })?);
     let name = args.model.display();
     let Some(family) = checkpoint.family() else {
         let why = checkpoint.no_family().unwrap_or("its family is not known");

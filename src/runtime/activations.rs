@@ -2,6 +2,9 @@
 
 use std::sync::OnceLock;
 
+use super::kernels::vectorise;
+use crate::threads::Pool;
+
 /// The inputs of linear layers: a row for each token. Each form is made when it is first asked for, once, and all layers
 /// with the same input share it.
 #[derive(Debug)]
@@ -10,6 +13,7 @@ pub struct Activations<'a> {
     rows: usize,
     cols: usize,
     int8: OnceLock<Int8Activations>,
+    int8_runs: [OnceLock<Int8Runs>; 2],
     by_nibble: OnceLock<Vec<f32>>,
 }
 
@@ -19,7 +23,7 @@ pub const NIBBLES: usize = 128;
 /// Activations in int8, symmetric, with a scale for each token: value ≈ code · scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Int8Activations {
-    /// `[rows, cols]`
+    /// `[rows, cols]`, and [`PADDING`] zeros.
     pub codes: Vec<i8>,
     /// `[rows]`
     pub scales: Vec<f32>,
@@ -27,11 +31,52 @@ pub struct Int8Activations {
     pub sums: Vec<i32>,
 }
 
+/// Activations in int8 with a scale for each 32 features: value ≈ code · scale. The number of features is a multiple of 32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Int8Runs {
+    /// `[rows, cols]`, and [`PADDING`] zeros.
+    pub codes: Vec<i8>,
+    /// `[rows, cols / 32]`
+    pub scales: Vec<f32>,
+    /// `[rows, cols / 32]`: the sum of each 32 codes, times their scale.
+    pub sums: Vec<f32>,
+    /// `[rows, cols / 4]`: the sum of each 4 codes, negated, which kernels for codes that are raised add; and [`PADDING`] zeros.
+    pub quads: Vec<i32>,
+}
+
+impl Int8Runs {
+    /// Whether the lengths fit one another.
+    pub fn fits(&self) -> bool {
+        let runs = self.scales.len();
+        let padded = self.codes.len() >= 32 * runs + PADDING && self.quads.len() >= 8 * runs + PADDING;
+        padded && self.sums.len() == runs
+    }
+}
+
+/// Codes that may be read past the last one.
+pub const PADDING: usize = 512;
+
+/// Whose scale a feature of a token shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// The whole token's.
+    Token,
+    /// That of 32 features.
+    Run,
+}
+
 impl<'a> Activations<'a> {
     /// `data` is a whole number of rows of `cols` columns; what remains after the last whole row is left out.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
         let rows = data.len().checked_div(cols).unwrap_or(0);
-        Self { data: &data[..rows * cols], rows, cols, int8: OnceLock::new(), by_nibble: OnceLock::new() }
+        Self {
+            data: &data[..rows * cols],
+            rows,
+            cols,
+            int8: OnceLock::new(),
+            int8_runs: Default::default(),
+            by_nibble: OnceLock::new(),
+        }
     }
 
     /// Tokens.
@@ -68,29 +113,112 @@ impl<'a> Activations<'a> {
 
     /// The int8 form, as compressed-tensors' dynamic per-token quantization computes it: scale = max |x| / 127.5 (the f32
     /// epsilon for a row of zeros), code = x / scale rounded half to even and clamped to −128 … 127.
-    pub fn int8(&self) -> &Int8Activations {
+    pub fn int8(&self, pool: &Pool) -> &Int8Activations {
         self.int8.get_or_init(|| {
-            let mut codes = vec![0; self.data.len()];
-            let mut scales = Vec::with_capacity(self.rows);
-            let mut sums = Vec::with_capacity(self.rows);
-            for i in 0..self.rows {
-                let (row, codes) = (&self.data[i * self.cols..][..self.cols], &mut codes[i * self.cols..][..self.cols]);
-                let scale = match row.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.5 {
-                    0.0 => f32::EPSILON,
-                    scale => scale,
-                };
-                for (code, x) in codes.iter_mut().zip(row) {
-                    *code = round_half_even(x / scale).clamp(-128.0, 127.0) as i8;
+            let mut codes = vec![0; self.data.len() + PADDING];
+            let (mut scales, mut sums) = (vec![0.0; self.rows], vec![0; self.rows]);
+            let width = self.cols.max(1);
+            let lines = self.data.chunks_exact(width).zip(codes.chunks_exact_mut(width));
+            let mut lines: Vec<_> = lines.zip(&mut scales).zip(&mut sums).collect();
+            pool.for_each_chunk(&mut lines, LINES, |_, lines| {
+                for (((x, codes), scale), sum) in lines {
+                    (**scale, **sum) = vectorise(
+                        #[inline(always)]
+                        || round_token(x, codes),
+                    );
                 }
-                scales.push(scale);
-                sums.push(codes.iter().map(|&code| i32::from(code)).sum());
+            });
+            if self.cols == 0 {
+                scales.fill(f32::EPSILON);
             }
             Int8Activations { codes, scales, sums }
         })
     }
+
+    /// The int8 form with a scale for each 32 features: each 32's own, scale = max |x| / 127 and code = x / scale rounded, as
+    /// ggml rounds activations to Q8_0 (with a scale in f32 and not in f16), or the token's, as [`Activations::int8`].
+    pub fn int8_runs(&self, share: Share, pool: &Pool) -> &Int8Runs {
+        self.int8_runs[share as usize].get_or_init(|| {
+            let runs = self.data.len() / 32;
+            let (mut scales, mut sums) = (vec![0.0; runs], vec![0.0; runs]);
+            let mut codes = vec![0; self.data.len() + PADDING];
+            let mut quads = vec![0; self.data.len() / 4 + PADDING];
+            let token = (share == Share::Token).then(|| self.int8(pool));
+            let width = self.cols.max(32) / 32;
+            let lines = self.data.chunks_exact(32 * width).zip(codes.chunks_exact_mut(32 * width));
+            let more = quads.chunks_exact_mut(8 * width).zip(scales.chunks_exact_mut(width));
+            let mut lines: Vec<_> = lines.zip(more).zip(sums.chunks_exact_mut(width)).collect();
+            pool.for_each_chunk(&mut lines, LINES, |piece, lines| {
+                for (i, (((x, codes), (quads, scales)), sums)) in lines.iter_mut().enumerate() {
+                    let row = piece * LINES + i;
+                    if let Some(int8) = token {
+                        codes.copy_from_slice(&int8.codes[row * x.len()..][..x.len()]);
+                        scales.fill(int8.scales[row]);
+                    }
+                    vectorise(
+                        #[inline(always)]
+                        || {
+                            if token.is_none() {
+                                round_runs(x, codes, scales);
+                            }
+                            add_up(codes, scales, quads, sums);
+                        },
+                    );
+                }
+            });
+            Int8Runs { codes, scales, sums, quads }
+        })
+    }
+}
+
+/// Rows that a thread rounds at a time.
+const LINES: usize = 8;
+
+/// Rounds a token's features; their scale, and the sum of their codes.
+#[inline(always)]
+fn round_token(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
+    let scale = match most(x) / 127.5 {
+        0.0 => f32::EPSILON,
+        scale => scale,
+    };
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = round_half_even(x / scale).clamp(-128.0, 127.0) as i32 as i8;
+    }
+    (scale, codes.iter().map(|&code| i32::from(code)).sum())
+}
+
+/// Rounds runs of 32 features.
+#[inline(always)]
+fn round_runs(x: &[f32], codes: &mut [i8], scales: &mut [f32]) {
+    for ((x, codes), scale) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).zip(scales) {
+        let most = most(x);
+        *scale = most / 127.0;
+        let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = round_half_even(x * inverse) as i32 as i8;
+        }
+    }
+}
+
+/// The sums of fours, negated, and of runs, scaled.
+#[inline(always)]
+fn add_up(codes: &[i8], scales: &[f32], quads: &mut [i32], sums: &mut [f32]) {
+    for (quad, codes) in quads.iter_mut().zip(codes.as_chunks::<4>().0) {
+        *quad = -codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+    }
+    for ((sum, quads), scale) in sums.iter_mut().zip(quads.as_chunks::<8>().0).zip(scales) {
+        *sum = -(quads.iter().sum::<i32>() as f32) * scale;
+    }
+}
+
+/// max |x|, or NaN if one is: without their sign, the bits of numbers are in their order, and those of NaN above.
+#[inline(always)]
+fn most(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)))
 }
 
 /// As `round_ties_even`, in a form that compilers vectorise, for |x| < 2²².
+#[inline(always)]
 fn round_half_even(x: f32) -> f32 {
     // Adding 1.5 · 2²³ leaves no bits for a fraction.
     const SHIFT: f32 = 12_582_912.0;
@@ -105,10 +233,41 @@ mod tests {
     fn int8_is_symmetric_per_row_and_rounds_half_to_even() {
         let data = [0.0, 0.0, 0.0, 0.0, 127.5, -127.5, 0.5, 1.5, -2.5, 3.0, -6.0, 0.0];
         let x = Activations::new(&data, 4);
-        let int8 = x.int8();
+        let int8 = x.int8(&Pool::new(1));
         assert_eq!(int8.scales, [f32::EPSILON, 1.0, 6.0 / 127.5]);
-        assert_eq!(int8.codes, [0, 0, 0, 0, 127, -128, 0, 2, -53, 64, -128, 0]);
+        assert_eq!(int8.codes[..12], [0, 0, 0, 0, 127, -128, 0, 2, -53, 64, -128, 0]);
         assert_eq!(int8.sums, [0, 1, -117]);
+    }
+
+    #[test]
+    fn runs_have_their_own_scales_and_sums() {
+        let data: Vec<f32> = (0..128).map(|i| if i < 32 { 0.0 } else { (i % 32) as f32 - 12.0 }).collect();
+        let x = Activations::new(&data, 64);
+        for share in [Share::Run, Share::Token] {
+            let runs = x.int8_runs(share, &Pool::new(2));
+            for (at, x) in data.iter().enumerate() {
+                let found = f32::from(runs.codes[at]) * runs.scales[at / 32];
+                assert!((found - x).abs() <= runs.scales[at / 32] * 0.501, "{share:?} {at}: {found}, not {x}");
+            }
+            for (run, sum) in runs.sums.iter().enumerate() {
+                let codes: i32 = runs.codes[32 * run..][..32].iter().map(|code| i32::from(*code)).sum();
+                assert_eq!(*sum, codes as f32 * runs.scales[run]);
+            }
+            assert_eq!(runs.quads[9], -runs.codes[36..40].iter().map(|code| i32::from(*code)).sum::<i32>());
+        }
+        assert_eq!(x.int8_runs(Share::Run, &Pool::new(1)).scales, [0.0, 19.0 / 127.0, 19.0 / 127.0, 19.0 / 127.0]);
+    }
+
+    #[test]
+    fn nan_is_not_lost() {
+        let mut data = [1.0; 64];
+        data[40] = f32::NAN;
+        let x = Activations::new(&data, 64);
+        assert!(x.int8(&Pool::new(1)).scales[0].is_nan());
+        assert!(
+            x.int8_runs(Share::Run, &Pool::new(1)).scales[1].is_nan()
+                && x.int8_runs(Share::Run, &Pool::new(1)).scales[0] == 1.0 / 127.0
+        );
     }
 
     #[test]

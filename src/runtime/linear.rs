@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use formats::Dtype;
 
-use super::activations::Activations;
+use super::activations::{Activations, Share};
 use super::kernels::float;
 use super::kernels::gemm::{View, times_transposed};
 use super::kernels::int8::{self, MOST_COLUMNS};
+use super::kernels::integer::{self, Shape};
 use super::kernels::roof::Arithmetic;
 use super::kernels::tiles::{self, Tile};
 use super::scratch::Scratch;
@@ -67,6 +68,8 @@ enum Way {
     Float,
     /// int8 activations by token, and int8 rows.
     Int8,
+    /// int8 activations, with scales by token or by run, and rows with a scale for each run.
+    Runs(Share),
 }
 
 impl Way {
@@ -77,14 +80,20 @@ impl Way {
         }
         match (stored.form, stored.inputs) {
             (Form::Int8(_), Inputs::Int8) if stored.order.is_none() && cols <= MOST_COLUMNS => Way::Int8,
+            (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
+            (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
             _ => Way::Float,
         }
     }
 
     fn method(self) -> Method {
         let (one, many, arithmetic) = match self {
-            Way::Unpacked => ("unpacked, gemm", "unpacked, gemm", Arithmetic::Float),
-            Way::Float => (float::kernel().name(), "unpacked, gemm", Arithmetic::Float),
+            Way::Unpacked | Way::Float => {
+                let kernel = float::kernel();
+                let many = if kernel.takes_many() { kernel.name() } else { "unpacked, gemm" };
+                (kernel.name(), many, Arithmetic::Float)
+            }
+            Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
         };
         Method { one, many, arithmetic }
@@ -120,21 +129,18 @@ impl Linear for Matrix {
         assert!(x.cols() == k && out.len() == x.rows() * n, "x and out fit the matrix");
         match (self.way, self.rows.stored()) {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
+            (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
             (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch, pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
 }
 
-/// Weights' rows that a thread multiplies at a time when there are few activations: so many that handing them out does not
-/// show, so few that all threads end together.
-const FEW_COLS: usize = 32;
-
 fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
-    if x.rows() < float::FEW {
-        let kernel = float::kernel();
-        return tiles::for_each(pool, out, n, &[0, x.rows()], FEW_COLS, |mut tile| {
-            kernel.multiply(stored, x, &mut tile);
+    let kernel = float::kernel();
+    if x.rows() < float::FEW || kernel.takes_many() {
+        return tiles::for_each(pool, out, n, &[0, x.rows()], float::PANEL, |mut tile| {
+            kernel.multiply(stored, tile.first_col(), x, &mut tile);
         });
     }
     let k = x.cols();
@@ -151,17 +157,23 @@ fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], sc
     }
 }
 
+fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &mut [f32], pool: &Pool) {
+    let (kernel, k, rows) = (integer::kernel(), x.cols(), x.rows());
+    let x = x.int8_runs(share, pool);
+    tiles::for_each(pool, out, n, &[0, rows], integer::PANEL, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+}
+
 fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
-    /// Rows of x in a tile, which stay in the first two caches while the weights pass.
-    const TILE_ROWS: usize = 64;
+    /// Rows of x in a tile: many, so that what is made of the weights once for them does not show.
+    const TILE_ROWS: usize = 512;
     /// Weights' rows in a tile.
-    const TILE_COLS: usize = 64;
+    const TILE_COLS: usize = 32;
 
     let Form::Int8(scales) = stored.form else { return };
     let codes: &[i8] = bytemuck::cast_slice(stored.bytes);
     let (rows, k) = (x.rows(), x.cols());
     let n = out.len() / rows.max(1);
-    let int8 = x.int8();
+    let int8 = x.int8(pool);
     let kernel = int8::kernel();
     tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), TILE_COLS, |mut tile| {
         let (first_row, rows, first_col, cols) = (tile.first_row(), tile.rows(), tile.first_col(), tile.cols());
@@ -191,11 +203,19 @@ fn unpacked(
     unpack: impl Fn(usize, &mut [f32]) + Send + Sync,
 ) {
     let (rows, k) = (x.rows(), x.cols());
-    let band = (BAND / k.max(1)).clamp(1, TILE / 4);
+    let kernel = float::kernel();
+    let own = (rows < float::FEW || kernel.takes_many()) && cfg!(target_endian = "little");
+    let band = if own { float::PANEL } else { (BAND / k.max(1)).clamp(1, TILE / 4) };
     tiles::for_each(pool, out, n, &[0, rows], band, |mut tile| {
         scratch.floats(tile.cols() * k, |buffer| {
             unpack(tile.first_col(), buffer);
-            multiply(x, View::new(buffer, tile.cols(), k, k), &mut tile);
+            if !own {
+                return multiply(x, View::new(buffer, tile.cols(), k, k), &mut tile);
+            }
+            // By the same kernel as rows that lie in memory, so that it does not show in the last bits how they lie.
+            let (form, bytes) = (Form::Plain(Dtype::F32), bytemuck::cast_slice(buffer));
+            let stored = Stored { form, bytes, row_bytes: 4 * k, order: None, inputs: Inputs::Float };
+            kernel.multiply(&stored, 0, x, &mut tile);
         });
     });
 }
@@ -231,9 +251,10 @@ mod tests {
                 let activations = Activations::new(&x, k);
                 let dequantized: Vec<f32>;
                 let seen = if w8a8 {
-                    let int8 = activations.int8();
+                    let int8 = activations.int8(&Pool::new(1));
                     let scale = |at: usize| int8.scales[at / k];
-                    dequantized = int8.codes.iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
+                    dequantized =
+                        int8.codes[..m * k].iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
                     &dequantized
                 } else {
                     &x

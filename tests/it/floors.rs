@@ -1,4 +1,4 @@
-//! The house's floors: a room uses lower ones only, and unsafe code lives in three rooms.
+//! The house's floors: a room uses lower ones only, and unsafe code lives in few rooms.
 
 use std::path::Path;
 
@@ -63,13 +63,14 @@ fn rooms_use_lower_floors_only() {
 }
 
 #[test]
-fn unsafe_code_lives_in_three_rooms_and_says_why_it_is_sound() {
+fn unsafe_code_lives_in_few_rooms_and_says_why_it_is_sound() {
     for (name, text) in sources() {
         let lines: Vec<&str> = text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap();
             if code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl") {
-                let allowed = name.starts_with("runtime/kernels/") || name.starts_with("simd/");
+                let rooms = ["runtime/kernels/", "simd/", "threads.rs"];
+                let allowed = rooms.iter().any(|room| name.starts_with(room));
                 assert!(allowed, "{name}:{}: {line}", i + 1);
             }
         }

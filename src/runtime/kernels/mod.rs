@@ -4,20 +4,43 @@
 //! The environment variable `COMPRESS_ISA` (`scalar`, `avx2`, `avx512`) forbids versions above it. It does not reach the
 //! f32 matrix product, which the crate `gemm` dispatches itself.
 //!
-//! Together with `simd` and the crate `formats`' memory map, this is the only place with unsafe code; what it exports is safe.
+//! Together with `simd`, the pool of threads and the crate `formats`' memory map, this is the only place with unsafe code; what
+//! it exports is safe.
 
 pub mod float;
 pub mod gemm;
 pub mod int8;
+pub mod integer;
 pub mod roof;
 pub mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
-use crate::simd::choose;
 pub use crate::simd::{Isa, Kernel, UnknownIsa, convert, isa, requested};
+use crate::simd::{Simd, Task, choose, dispatch};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{has_avx2, has_avx512, has_vnni};
 
+/// Runs `work` compiled for the best instruction set: loops that are inlined into it become those of the set. The order of sums
+/// stays, so every set gives the same bits.
+pub fn vectorise<R>(work: impl FnOnce() -> R) -> R {
+    struct Work<F>(F);
+    impl<R, F: FnOnce() -> R> Task for Work<F> {
+        type Output = R;
+
+        fn run<S: Simd>(self, simd: S) -> R {
+            simd.run(self.0)
+        }
+    }
+    dispatch(Work(work))
+}
+
 /// The loops and the version chosen for each, for reports.
-pub fn chosen() -> [(&'static str, &'static str); 2] {
-    [("int8 dot products", int8::kernel().name()), ("f16 to f32", convert::f16_kernel())]
+pub fn chosen() -> [(&'static str, &'static str); 4] {
+    [
+        ("int8 rows", int8::kernel().name()),
+        ("blocks and packed integers by int8", integer::kernel().name()),
+        ("any weights by f32", float::kernel().name()),
+        ("f16 to f32", convert::f16_kernel()),
+    ]
 }

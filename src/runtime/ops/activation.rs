@@ -2,6 +2,7 @@
 
 use super::exp;
 use crate::family::Activation;
+use crate::runtime::kernels::vectorise;
 use crate::threads::Pool;
 
 /// Elements in a piece of work.
@@ -9,17 +10,28 @@ const PIECE: usize = 8192;
 
 /// Replaces each x by f(x).
 pub fn apply(f: Activation, x: &mut [f32], pool: &Pool) {
-    pool.for_each_chunk(x, PIECE, |_, x| piece(f, x));
+    pool.for_each_chunk(x, PIECE, |_, x| {
+        vectorise(
+            #[inline(always)]
+            || piece(f, x),
+        );
+    });
 }
 
 /// Replaces each x by f(x) · up. The two have the same length.
 pub fn gate(f: Activation, x: &mut [f32], up: &[f32], pool: &Pool) {
     pool.for_each_chunk(x, PIECE, |i, x| {
-        piece(f, x);
-        x.iter_mut().zip(&up[i * PIECE..]).for_each(|(x, up)| *x *= up);
+        vectorise(
+            #[inline(always)]
+            || {
+                piece(f, x);
+                x.iter_mut().zip(&up[i * PIECE..]).for_each(|(x, up)| *x *= up);
+            },
+        );
     });
 }
 
+#[inline(always)]
 fn piece(f: Activation, x: &mut [f32]) {
     match f {
         Activation::Identity => {}
@@ -33,10 +45,12 @@ fn piece(f: Activation, x: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
     x.iter_mut().for_each(|x| *x = f(*x));
 }
 
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }

@@ -2,6 +2,7 @@
 
 use super::sum;
 use crate::family::Norm;
+use crate::runtime::kernels::vectorise;
 use crate::threads::Pool;
 
 /// A normalisation with its gain and shift.
@@ -31,10 +32,14 @@ impl Normalisation {
         let cols = self.gain.len().max(1);
         // Pieces of a few thousand elements, so that handing them out does not show.
         pool.for_each_chunk(x, (8192 / cols).max(1) * cols, |_, rows| {
-            rows.chunks_exact_mut(cols).for_each(|row| self.row(row));
+            vectorise(
+                #[inline(always)]
+                || rows.chunks_exact_mut(cols).for_each(|row| self.row(row)),
+            );
         });
     }
 
+    #[inline(always)]
     fn row(&self, x: &mut [f32]) {
         let count = x.len() as f32;
         let mean = if self.layer { sum(x, |x| x) / count } else { 0.0 };

@@ -1,13 +1,19 @@
 //! Softmax.
 
 use super::{exp, sum};
+use crate::runtime::kernels::vectorise;
 
 /// Replaces x by eˣ / Σ eˣ. The greatest element is taken off first, so that nothing overflows.
 pub fn softmax(x: &mut [f32]) {
-    let most = x.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
-    x.iter_mut().for_each(|x| *x = exp(*x - most));
-    let total = sum(x, |x| x);
-    x.iter_mut().for_each(|x| *x /= total);
+    vectorise(
+        #[inline(always)]
+        || {
+            let most = x.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
+            x.iter_mut().for_each(|x| *x = exp(*x - most));
+            let total = sum(x, |x| x);
+            x.iter_mut().for_each(|x| *x /= total);
+        },
+    );
 }
 
 #[cfg(test)]

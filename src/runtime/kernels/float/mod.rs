@@ -3,6 +3,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod nibbles;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -22,22 +24,47 @@ struct Operands<'a> {
     x: &'a Activations<'a>,
     /// Columns.
     k: usize,
+    /// The row of weights that is the tile's first column.
+    first: usize,
 }
 
 /// The tile of x · Wᵀ.
 type Rows = unsafe fn(&Operands<'_>, &mut Tile<'_>);
 
-static TABLE: &[Kernel<Rows>] = &[
+/// How few and how many rows of x are multiplied.
+#[derive(Debug, Clone, Copy)]
+struct Forms {
+    few: Rows,
+    /// If there is anything better than unpacking and the crate `gemm`.
+    many: Option<Rows>,
+}
+
+static TABLE: &[Kernel<Forms>] = &[
     #[cfg(target_arch = "x86_64")]
-    Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::avx512 },
+    Kernel {
+        name: "avx512",
+        isa: Isa::Avx512,
+        supported: super::has_avx512,
+        function: Forms { few: x86::avx512, many: Some(panel::avx512) },
+    },
     #[cfg(target_arch = "x86_64")]
-    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: portable::avx2 },
-    Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::scalar },
+    Kernel {
+        name: "avx2",
+        isa: Isa::Avx2,
+        supported: super::has_avx2,
+        function: Forms { few: portable::avx2, many: None },
+    },
+    Kernel {
+        name: "scalar",
+        isa: Isa::Scalar,
+        supported: || true,
+        function: Forms { few: portable::scalar, many: None },
+    },
 ];
 
 /// A version that this processor can run.
 #[derive(Debug, Clone, Copy)]
-pub struct RowKernel(&'static Kernel<Rows>);
+pub struct RowKernel(&'static Kernel<Forms>);
 
 /// The best version.
 pub fn kernel() -> RowKernel {
@@ -47,6 +74,9 @@ pub fn kernel() -> RowKernel {
 
 /// The most rows of x for which rows of weights are read where they lie; more are faster with unpacked ones.
 pub const FEW: usize = 8;
+
+/// The most columns of a tile of many rows.
+pub const PANEL: usize = 32;
 
 impl RowKernel {
     /// Every version that this processor can run.
@@ -59,18 +89,28 @@ impl RowKernel {
         self.0.name
     }
 
-    /// A tile of x · Wᵀ.
+    /// Whether tiles of many rows of x, of at most [`PANEL`] columns, can be multiplied without unpacking first.
+    pub fn takes_many(self) -> bool {
+        self.0.function.many.is_some()
+    }
+
+    /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
+    /// the weights.
     ///
     /// # Panics
     /// If the tile reaches beyond the operands, or rows are not as long as their form says.
-    pub fn multiply(self, weights: &Stored<'_>, x: &Activations<'_>, tile: &mut Tile<'_>) {
+    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, tile: &mut Tile<'_>) {
         let k = x.cols();
         assert!(tile.first_row() + tile.rows() <= x.rows(), "x has the tile's rows");
         assert!(fits(weights, k), "rows have x's columns");
-        if tile.rows() > 0 && tile.cols() > 0 {
+        if k == 0 {
+            (0..tile.rows()).for_each(|i| tile.row(i).fill(0.0));
+        } else if tile.rows() > 0 && tile.cols() > 0 {
+            let Forms { few, many } = self.0.function;
+            let function = many.filter(|_| tile.rows() >= FEW).unwrap_or(few);
             // SAFETY: a `RowKernel` is only made of a version that the processor supports. Versions take rows of weights by
             // `Stored::row`, which checks its bounds; that rows are long enough for k columns was just checked.
-            unsafe { (self.0.function)(&Operands { weights, x, k }, tile) }
+            unsafe { function(&Operands { weights, x, k, first }, tile) }
         }
     }
 }

@@ -97,8 +97,8 @@ pub(super) unsafe fn avx512(o: &Operands<'_>, tile: &mut Tile<'_>) {
     let out = tile.start();
     let mut own = vec![0.0; scales.per_row + 16];
     for j in 0..tile.cols() {
-        let weights = o.weights.row(tile.first_col() + j);
-        scales.read(o.weights.position(tile.first_col() + j), &mut own[..scales.per_row]);
+        let weights = o.weights.row(o.first + j);
+        scales.read(o.weights.position(o.first + j), &mut own[..scales.per_row]);
         let mut i = 0;
         while i < m {
             // SAFETY: the row has k / 8 words, x whole vectors for each row, and the tile room for m rows of its columns.

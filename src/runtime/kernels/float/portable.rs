@@ -29,7 +29,7 @@ pub fn fits(weights: &Stored<'_>, k: usize) -> bool {
 /// # Panics
 /// If the row is not that long.
 #[inline(always)]
-fn unpack_piece(weights: &Stored<'_>, i: usize, first: usize, out: &mut [f32]) {
+pub(super) fn unpack_piece(weights: &Stored<'_>, i: usize, first: usize, out: &mut [f32]) {
     let row = weights.row(i);
     let scale = |scales: &Scales<'_>| {
         let mut scale = [0.0];
@@ -112,7 +112,7 @@ fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
         }
         for first in (0..o.k).step_by(PIECE) {
             let piece = &mut piece[..PIECE.min(o.k - first)];
-            unpack_piece(o.weights, tile.first_col() + j, first, piece);
+            unpack_piece(o.weights, o.first + j, first, piece);
             for i in 0..tile.rows() {
                 let x = &o.x.f32()[(tile.first_row() + i) * o.k + first..][..piece.len()];
                 tile.row(i)[j] += dot(piece, x);

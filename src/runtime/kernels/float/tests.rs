@@ -64,7 +64,7 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
             ("256", &[256, 768]),
         ] {
             for &k in ks {
-                for (m, n) in [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2)] {
+                for (m, n) in [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2), (8, 17), (13, 32)] {
                     random(&mut noise.clone(), form, n, k, |stored| {
                         let x = Noise::new(k as u64).vec(m * k);
                         let mut w = vec![0.0; n * k];
@@ -77,15 +77,17 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
                             .collect();
                         let mut out = vec![f32::NAN; m * n];
                         let x = Activations::new(&x, k);
-                        kernel.multiply(stored, &x, &mut Tile::whole(&mut out, n));
+                        kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut out, n));
                         let size = w.iter().fold(1.0, |most: f32, w| most.max(w.abs()));
                         close(&out, &expected, f64::from(size) * k as f64 * 1e-6);
                         // A row alone gives what it gives among others.
-                        for i in 0..m {
+                        for i in 0..m.min(FEW - 1) {
                             let mut alone = vec![f32::NAN; n];
                             let x = Activations::new(&x.f32()[i * k..][..k], k);
-                            kernel.multiply(stored, &x, &mut Tile::whole(&mut alone, n));
-                            assert_eq!(alone, out[i * n..][..n], "{form} {k}");
+                            kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut alone, n));
+                            if m < FEW {
+                                assert_eq!(alone, out[i * n..][..n], "{form} {k}");
+                            }
                         }
                     });
                     noise.next_u64();
@@ -112,7 +114,7 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
             let mut x = vec![0.0; 16];
             x[at] = 1.0;
             let mut out = [0.0; 16];
-            kernel.multiply(&stored, &Activations::new(&x, 16), &mut Tile::whole(&mut out, 16));
+            kernel.multiply(&stored, 0, &Activations::new(&x, 16), &mut Tile::whole(&mut out, 16));
             for (row, found) in out.iter().enumerate() {
                 let expected = crate::encoding::fp8::decode(codes[row * 16 + at]);
                 // Rows with a NaN are NaN.

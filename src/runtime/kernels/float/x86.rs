@@ -166,12 +166,12 @@ unsafe fn rows<L: Load>(o: &Operands<'_>, tile: &mut Tile<'_>, factor: f32) {
     let (m, stride) = (tile.rows(), tile.stride());
     let out = tile.start();
     for j in 0..tile.cols() {
-        let weights = o.weights.row(tile.first_col() + j);
+        let weights = o.weights.row(o.first + j);
         debug_assert_eq!(weights.len(), o.k / 16 * L::BYTES + o.k % 16 * (L::BYTES / 16));
         let scale = match &o.weights.form {
             Form::Int8(scales) | Form::Fp8(scales) | Form::Packed { scales, .. } => {
                 let mut scale = [0.0];
-                scales.read(o.weights.position(tile.first_col() + j), &mut scale);
+                scales.read(o.weights.position(o.first + j), &mut scale);
                 scale[0] * factor
             }
             _ => factor,

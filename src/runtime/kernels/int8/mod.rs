@@ -1,5 +1,7 @@
 //! Integer dot products of int8 rows: the sums that W8A8 multiplies by its two scales. Every version gives the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -88,7 +90,21 @@ mod tests {
         for kernel in DotKernel::supported() {
             covered.push(kernel.name());
             for k in [0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1023] {
-                for (m, n) in [(0, 1), (1, 0), (1, 1), (1, 4), (1, 7), (2, 3), (3, 9), (4, 4), (5, 13), (9, 8)] {
+                for (m, n) in [
+                    (0, 1),
+                    (1, 0),
+                    (1, 1),
+                    (1, 4),
+                    (1, 7),
+                    (2, 3),
+                    (3, 9),
+                    (4, 4),
+                    (5, 13),
+                    (9, 8),
+                    (8, 33),
+                    (14, 64),
+                    (27, 20),
+                ] {
                     let mut codes = |len: usize| -> Vec<i8> { (0..len).map(|_| noise.next_u64() as i8).collect() };
                     let (weights, x) = (codes(n * k), codes(m * k));
                     check(kernel, &weights, &x, m, n, k);

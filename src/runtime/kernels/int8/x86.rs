@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Operands;
+use super::{Operands, panel};
 
 /// What an instruction set does with a few columns of two rows. Methods may only run where the set is there, and are inlined
 /// into the functions below that enable it.
@@ -131,6 +131,62 @@ unsafe fn walk<V: Vector, const M: usize, const N: usize>(o: Operands<'_>, out: 
     }
 }
 
+/// How far ahead of the loads a row is asked for.
+const AHEAD: usize = 1536;
+
+/// The products of M rows of x with one row of weights after the other, so that memory is read from first to last.
+///
+/// # Safety
+/// As [`walk`], with m = M, and the processor has AVX-512 with VNNI.
+#[inline(always)]
+unsafe fn rows<const M: usize>(o: Operands<'_>, out: &mut [i32]) {
+    let whole = o.k - o.k % 256;
+    // SAFETY: columns are read below k in rows below n and M; the last ones under a mask.
+    unsafe {
+        for j in 0..o.n {
+            let w = o.weights.as_ptr().add(j * o.k);
+            let mut sums = [[_mm512_setzero_si512(); 4]; M];
+            let mut at = 0;
+            while at < whole {
+                let mut lane = 0;
+                while lane < 4 {
+                    let here = at + 64 * lane;
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(here + AHEAD));
+                    let weight = Vnni::weight(w.add(here));
+                    let mut i = 0;
+                    while i < M {
+                        sums[i][lane] = Vnni::add(sums[i][lane], weight, Vnni::x(o.x.as_ptr().add(i * o.k + here)));
+                        i += 1;
+                    }
+                    lane += 1;
+                }
+                at += 256;
+            }
+            while at < o.k {
+                let count = (o.k - at).min(64);
+                let mask = u64::MAX >> (64 - count);
+                // What is masked is zero in x, and counts nothing.
+                let weight = _mm512_maskz_loadu_epi8(mask, w.add(at));
+                let weight = _mm512_xor_si512(weight, _mm512_set1_epi8(-128));
+                let mut i = 0;
+                while i < M {
+                    let x = _mm512_maskz_loadu_epi8(mask, o.x.as_ptr().add(i * o.k + at));
+                    sums[i][0] = Vnni::add(sums[i][0], weight, x);
+                    i += 1;
+                }
+                at += count;
+            }
+            let mut i = 0;
+            while i < M {
+                let [a, b, c, d] = sums[i];
+                let all = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+                out[i * o.n + j] = Vnni::total(all, o.x_sums[i]);
+                i += 1;
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`walk`], and the processor has AVX2.
 #[target_feature(enable = "avx2")]
@@ -152,7 +208,16 @@ pub(super) unsafe fn avx512(o: Operands<'_>, out: &mut [i32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn avx512_vnni(o: Operands<'_>, out: &mut [i32]) {
     // SAFETY: the caller's promise.
-    unsafe { walk::<Vnni, 4, 4>(o, out) }
+    unsafe {
+        match o.m {
+            _ if panel::suits(&o) => panel::multiply(o, out),
+            1 => rows::<1>(o, out),
+            2 => rows::<2>(o, out),
+            3 => rows::<3>(o, out),
+            4 => rows::<4>(o, out),
+            _ => walk::<Vnni, 4, 4>(o, out),
+        }
+    }
 }
 
 /// Products of 16-bit numbers, which hold any product's pair sum exactly in 32.

@@ -1,0 +1,85 @@
+//! Products of int8 activations with rows of codes that have a scale for each run of 16 or 32: ggml's blocks, and packed
+//! integers. A row is expanded, run by run, to one byte a code ([`expand`]), which stays in the first cache; what multiplies
+//! it knows no form. Decoding expands each row once for a few rows of x; with many, panels of 32 rows are expanded,
+//! transposed to the order in which they are multiplied, and used for all of x.
+
+mod expand;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::sync::OnceLock;
+
+use super::tiles::Tile;
+use super::{Isa, Kernel};
+use crate::encoding::Stored;
+use crate::runtime::activations::Int8Runs;
+
+pub use expand::Shape;
+
+/// What a version multiplies. Lengths were checked.
+struct Operands<'a> {
+    weights: &'a Stored<'a>,
+    shape: Shape,
+    x: &'a Int8Runs,
+    /// Columns.
+    k: usize,
+}
+
+/// The tile of x · Wᵀ.
+type Product = unsafe fn(&Operands<'_>, &mut Tile<'_>);
+
+static TABLE: &[Kernel<Product>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: portable::avx2 },
+    Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::scalar },
+];
+
+/// A version that this processor can run.
+#[derive(Debug, Clone, Copy)]
+pub struct RunKernel(&'static Kernel<Product>);
+
+/// The best version.
+pub fn kernel() -> RunKernel {
+    static CHOSEN: OnceLock<RunKernel> = OnceLock::new();
+    *CHOSEN.get_or_init(|| RunKernel(super::choose(TABLE)))
+}
+
+/// Rows of weights that are multiplied together, with many rows of x.
+pub const PANEL: usize = 32;
+
+impl RunKernel {
+    /// Every version that this processor can run.
+    pub fn supported() -> impl Iterator<Item = RunKernel> {
+        TABLE.iter().filter(|kernel| kernel.is_supported()).map(RunKernel)
+    }
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// A tile of x · Wᵀ.
+    ///
+    /// # Panics
+    /// If the form has no [`Shape`], the tile reaches beyond the operands, or rows are not as long as their form says.
+    pub fn multiply(self, weights: &Stored<'_>, x: &Int8Runs, k: usize, tile: &mut Tile<'_>) {
+        let shape = Shape::of(&weights.form, k);
+        let shape = shape.unwrap_or_else(|| panic!("{:?} is not multiplied as integers", weights.form));
+        let rows = x.scales.len() * 32 / k.max(1);
+        assert!(k.is_multiple_of(32) && super::float::fits(weights, k), "rows have x's columns");
+        assert!(tile.first_row() + tile.rows() <= rows && x.fits(), "x has the tile's rows");
+        if k == 0 {
+            (0..tile.rows()).for_each(|i| tile.row(i).fill(0.0));
+        } else if tile.rows() > 0 && tile.cols() > 0 {
+            // SAFETY: a `RunKernel` is only made of a version that the processor supports. Versions take rows of weights by
+            // `Stored::row`, which checks its bounds; that weights and x have k columns was just checked.
+            unsafe { (self.0.function)(&Operands { weights, shape, x, k }, tile) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+use formats::Dtype;
+
+use super::*;
+use crate::encoding::{Form, Inputs, Scales};
+use crate::runtime::activations::{Activations, Share};
+use crate::runtime::testing::{Noise, close};
+
+const BLOCKS: [Dtype; 11] = [
+    Dtype::Q8_0,
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::IQ4_NL,
+    Dtype::Q4_K,
+    Dtype::Q5_K,
+    Dtype::Q6_K,
+    Dtype::Q3_K,
+    Dtype::IQ4_XS,
+];
+
+/// The places of f16 numbers in a block.
+fn halves(dtype: Dtype) -> &'static [usize] {
+    match dtype {
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
+        Dtype::Q6_K => &[208],
+        Dtype::Q3_K => &[108],
+        _ => &[0],
+    }
+}
+
+/// Rows of random blocks, whose scales are between a half and one.
+fn blocks(noise: &mut Noise, dtype: Dtype, n: usize, k: usize) -> Vec<u8> {
+    let size = dtype.bytes_of(dtype.block_elements()).unwrap() as usize;
+    let mut bytes: Vec<u8> = (0..dtype.bytes_of((n * k) as u64).unwrap()).map(|_| noise.next_u64() as u8).collect();
+    for block in bytes.chunks_exact_mut(size) {
+        for &at in halves(dtype) {
+            let scale = half::f16::from_f32(0.75 + noise.next_f32() / 4.0);
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Every version against the unpacked weights times the activations as they were rounded.
+fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covered: &mut Vec<&'static str>) {
+    let data = Noise::new((m * k) as u64).vec(m * k);
+    let x = Activations::new(&data, k);
+    let runs = x.int8_runs(share, &crate::threads::Pool::new(1));
+    let seen: Vec<f64> = (0..m * k).map(|at| f64::from(runs.codes[at]) * f64::from(runs.scales[at / 32])).collect();
+    let mut w = vec![0.0; n * k];
+    super::super::float::unpack(stored, 0, k, &mut w);
+    let product = |at: usize| -> (f64, f64) {
+        let terms = seen[at / n * k..][..k].iter().zip(&w[at % n * k..][..k]).map(|(x, w)| x * f64::from(*w));
+        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+    };
+    let expected: Vec<(f64, f64)> = (0..m * n).map(product).collect();
+    let size = expected.iter().fold(0.0, |most: f64, (_, size)| most.max(*size));
+    let expected: Vec<f64> = expected.into_iter().map(|(sum, _)| sum).collect();
+    for kernel in RunKernel::supported() {
+        let mut out = vec![f32::NAN; m * n];
+        kernel.multiply(stored, runs, k, &mut Tile::whole(&mut out, n));
+        close(&out, &expected, size * 2e-6);
+        covered.push(kernel.name());
+    }
+}
+
+#[test]
+fn every_version_multiplies_what_every_block_type_stores() {
+    let mut noise = Noise::new(21);
+    let mut covered = Vec::new();
+    for dtype in BLOCKS {
+        let ks: &[usize] =
+            if dtype.block_elements() == 32 { &[32, 64, 96, 544, 1056, 2080] } else { &[256, 512, 1280] };
+        for &k in ks {
+            for (m, n) in [(1, 1), (2, 3), (3, 16), (7, 5), (8, 32), (9, 17), (13, 31)] {
+                let bytes = blocks(&mut noise, dtype, n, k);
+                let order: Vec<u32> = (0..n as u32).rev().collect();
+                for order in [None, Some(&order[..])] {
+                    let row_bytes = bytes.len() / n;
+                    let form = Form::Blocks(dtype);
+                    let stored = Stored { form, bytes: &bytes, row_bytes, order, inputs: Inputs::Int8 };
+                    check(&stored, n, k, m, Share::Run, &mut covered);
+                }
+            }
+        }
+    }
+    covered.sort();
+    covered.dedup();
+    println!("runs of codes: covered {}", covered.join(", "));
+    assert!(covered.contains(&kernel().name()));
+    #[cfg(target_arch = "x86_64")]
+    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni())] {
+        assert_eq!(covered.contains(&name), present, "{name}");
+    }
+}
+
+#[test]
+fn packed_integers_are_multiplied_by_int8_too() {
+    let mut noise = Noise::new(22);
+    for (bits, group, k) in [(4, 32, 96), (4, 128, 384), (4, 64, 2112), (8, 32, 64), (8, 160, 160)] {
+        for (m, n) in [(1, 3), (8, 33 - 1), (10, 7)] {
+            let scales: Vec<u8> = noise.vec(n * k / group).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let bytes: Vec<u8> = (0..n * k * usize::from(bits) / 8).map(|_| noise.next_u64() as u8).collect();
+            let scales = Scales { dtype: Dtype::F32, bytes: &scales, per_row: k / group };
+            let row_bytes = bytes.len() / n;
+            let form = Form::Packed { bits, group, scales };
+            let stored = Stored { form, bytes: &bytes, row_bytes, order: None, inputs: Inputs::Int8 };
+            check(&stored, n, k, m, Share::Token, &mut Vec::new());
+        }
+    }
+}

@@ -10,7 +10,8 @@ SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 def tensors(path):
     """The mapped file, and for each tensor its type number, its shape, where it starts and how long it is."""
-    file = mmap.mmap(open(path, "rb").fileno(), 0, access=mmap.ACCESS_READ)
+    with open(path, "rb") as opened:
+        file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     at = 0
 
     def number(form):

@@ -1,7 +1,7 @@
 """Loads what compress writes with llama.cpp and compares its logits (an encoder's hidden states) with those of transformers.
 
 Usage: python benches/in_llama_cpp.py COMPRESS MODEL:SCHEME ...   COMPRESS is the program; a MODEL is a Hugging Face folder. One without
-tokenizer.json gets the small one of fixtures/llama-cpp. Needs llama-cpp-python, torch and transformers. TOKENS=40 random tokens are
+tokenizer.json gets a small one of fixtures/llama-cpp. Needs llama-cpp-python, torch and transformers. TOKENS=40 random tokens are
 run in a context of as many; llama.cpp rounds activations to the weights' type before it multiplies, so that f16 agrees to three
 digits and not to seven.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-TOKENIZER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "llama-cpp" / "bpe.json"
+TOKENIZERS = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "llama-cpp"
 TOKENS = int(os.environ.get("TOKENS", "40"))
 ENCODERS = ("bert", "distilbert", "roberta")
 
@@ -70,9 +70,10 @@ def main():
             for name in ("config.json", "model.safetensors", "tokenizer.json"):
                 if (source / name).exists():
                     shutil.copy(source / name, folder / name)
-            if not (folder / "tokenizer.json").exists():
-                shutil.copy(TOKENIZER, folder / "tokenizer.json")
             config = json.loads((folder / "config.json").read_text())
+            if not (folder / "tokenizer.json").exists():
+                kind = "wordpiece" if config["model_type"] in ("bert", "distilbert") else "bpe"
+                shutil.copy(TOKENIZERS / f"{kind}.json", folder / "tokenizer.json")
             embeds = config["model_type"] in ENCODERS
             tokens = [int(token) for token in np.random.default_rng(1).integers(0, config["vocab_size"], TOKENS)]
             target = folder / "model.gguf"

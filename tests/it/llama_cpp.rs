@@ -38,7 +38,8 @@ impl Case {
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config.as_object_mut().unwrap().extend(self.record["config"].as_object().unwrap().clone());
         std::fs::write(&path, config.to_string()).unwrap();
-        std::fs::copy(fixture("llama-cpp/bpe.json"), out.path().join("tokenizer.json")).unwrap();
+        let kind = if ["bert", "distilbert"].contains(&model) { "wordpiece" } else { "bpe" };
+        std::fs::copy(fixture(&format!("llama-cpp/{kind}.json")), out.path().join("tokenizer.json")).unwrap();
         if let Some(dtype) = self.record["dtype"].as_str() {
             let scheme = if dtype == "float16" { "f16" } else { "bf16" };
             let rounded = out.path().join("rounded.safetensors");

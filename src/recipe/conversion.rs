@@ -22,6 +22,8 @@ pub fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: Format) -> Result
     let held = |encoding: Encoding| match (encoding, format) {
         (encoding, Format::Gguf) => matches!(encoding, Encoding::Plain(_)),
         (Encoding::Plain(dtype), _) => !dtype.is_block(),
+        // Their descriptions, which other tools need, are not part of what is read.
+        (Encoding::Foreign(_), _) => false,
         _ => true,
     };
     let mut lost: BTreeMap<String, usize> = BTreeMap::new();
@@ -36,8 +38,8 @@ pub fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: Format) -> Result
 }
 
 /// The float in which a weight is written that does not keep the dtype in which it is stored: an unpacked one, in the dtype of
-/// its scales (f16 for ggml's blocks, whose scales are that; the config's for other tools' forms); and what had to be f32 in our own GGUF files, in the dtype in
-/// which it came.
+/// its scales (f16 for ggml's blocks, whose scales are that; the config's for other tools' forms); and what had to be f32 in
+/// our own GGUF files, in the dtype in which it came.
 pub fn float(checkpoint: &Checkpoint, weight: &Weight, target: Format) -> Option<Dtype> {
     match weight.encoding {
         Encoding::Plain(Dtype::F32) if target != Format::Gguf => {
@@ -54,9 +56,11 @@ pub fn float(checkpoint: &Checkpoint, weight: &Weight, target: Format) -> Option
         Encoding::Awq { .. } | Encoding::Foreign(_) => {
             let config = checkpoint.config();
             let name = config.and_then(|config| config.get("dtype").or_else(|| config.get("torch_dtype"))?.as_str());
-            Some(match name {
-                Some("bfloat16") => Dtype::BF16,
-                Some("float32") => Dtype::F32,
+            Some(match (name, weight.encoding) {
+                (Some("float16"), _) => Dtype::F16,
+                (Some("bfloat16"), _) => Dtype::BF16,
+                (Some("float32"), _) => Dtype::F32,
+                (_, Encoding::Foreign(foreign)) => foreign.float(),
                 _ => Dtype::F16,
             })
         }

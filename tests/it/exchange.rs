@@ -145,6 +145,33 @@ fn a_folder_with_shards_of_torch_becomes_one_of_safetensors() {
 }
 
 #[test]
+fn conversion_keeps_every_number_and_goes_both_ways() {
+    let out = tempfile::tempdir().unwrap();
+    let convert = |from: &Path, to: &str| {
+        let to = out.path().join(to);
+        compress(args!["convert", from, &to, "-q"]).exits(0);
+        to
+    };
+    let chain = fixture("exchange/chain.safetensors");
+    let expected = all(&open(&chain, Access::Mapped));
+    let npz = convert(&chain, "a.npz");
+    let torch = convert(&npz, "b.pt");
+    let back = convert(&torch, "c.safetensors");
+    for path in [&npz, &torch, &back] {
+        assert_eq!(all(&open(path, Access::Mapped)), expected, "{}", path.display());
+    }
+    // A folder of shards, too.
+    let bin = convert(&fixture("exchange/llama"), "llama.bin");
+    let shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"];
+    let shards = shards.map(|shard| all(&open(&fixture("exchange/llama").join(shard), Access::Mapped)));
+    let expected: BTreeMap<_, _> = shards.into_iter().flatten().collect();
+    assert_eq!(all(&open(&bin, Access::Mapped)), expected);
+    // What a form needs beside codes and scales is not written: it would be a file that nobody reads.
+    let nf4 = fixture("exchange/quantized/bnb-nf4");
+    compress(args!["convert", &nf4, out.path().join("nf4.npz")]).exits(2).says(&["bitsandbytes", "--dequantize"]);
+}
+
+#[test]
 fn what_is_written_as_npz_and_torch_reads_back_the_same() {
     let out = tempfile::tempdir().unwrap();
     let chain = fixture("exchange/chain.safetensors");
@@ -324,6 +351,16 @@ fn what_others_quantized_has_the_numbers_that_their_own_code_makes_of_it() {
         let checked = compress(args!["check", &plain, &folder, "--json"]).exits(0).json();
         assert!(checked["mse"].as_f64().unwrap() < 1e-8, "{form}: {checked}");
         compress(args![&folder, "--int8", "--dry-run"]).exits(3).says(&["quantized"]);
+
+        // Unpacked, it is what its own code makes of it, in the float that this makes.
+        let unpacked = out.path().join(format!("{form}-unpacked.safetensors"));
+        compress(args!["convert", &folder, &unpacked, "--dequantize", "-q"]).exits(0);
+        let (unpacked, model) = (matrices(&unpacked, Access::Mapped), matrices(&folder, Access::Mapped));
+        for (name, numbers) in &model {
+            let most = numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let same = numbers.iter().zip(&unpacked[name]).all(|(a, b)| (a - b).abs() <= most / 256.0);
+            assert!(same, "{form}: {name}");
+        }
     }
 }
 

@@ -124,13 +124,14 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn own_time_is_counted() {
+        // The counters of the machine and of the process are sampled apart, and a loaded machine runs us late.
         let clock = Clock::start();
         let start = std::time::Instant::now();
         let mut x = 1u64;
-        while start.elapsed().as_millis() < 60 {
+        while start.elapsed().as_secs() < 30 && clock.stop().unwrap().own < 5 {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
         let usage = clock.stop().unwrap();
-        assert!(usage.own >= 1 && usage.total >= usage.own, "{usage:?} {x}");
+        assert!(usage.own >= 5 && usage.total >= 4, "{usage:?} {x}");
     }
 }

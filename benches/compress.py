@@ -1,7 +1,8 @@
-"""Measures `compress MODEL --int8 --no-check` against `cp` and `sync` of the same file, in turn, and the most anonymous
-memory that it has in use. Needs nothing but Python, on Linux.
+"""Measures `compress MODEL --int8 --no-check`, or `compress convert` without a change of dtype with `--no-check` and with its check,
+against `cp` and `sync` of the same file, and the most anonymous memory in use. All take turns, and every other turn goes
+backwards, so that nobody always writes after the same neighbour. Needs nothing but Python, on Linux.
 
-Usage: python compress.py PROGRAM MODEL.safetensors [--repeat 5] [--scheme int8]"""
+Usage: python compress.py PROGRAM MODEL.safetensors [--repeat 5] [--scheme int8 | --convert gguf]"""
 import argparse
 import os
 import statistics
@@ -14,6 +15,7 @@ parser.add_argument("program")
 parser.add_argument("model")
 parser.add_argument("--repeat", type=int, default=5)
 parser.add_argument("--scheme", default="int8")
+parser.add_argument("--convert", metavar="EXTENSION", help="convert to this format instead")
 a = parser.parse_args()
 
 
@@ -41,20 +43,26 @@ def timed(command):
 
 
 with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
-    copy, out = os.path.join(folder, "copy"), os.path.join(folder, "out.safetensors")
+    out = os.path.join(folder, "out." + (a.convert or "safetensors"))
+    commands = {"cp + sync": ["sh", "-c", f"cp '{a.model}' '{out}' && sync"]}
+    if a.convert:
+        commands["convert --no-check"] = [a.program, "convert", a.model, out, "--no-check", "-q"]
+        commands["convert, checked"] = [a.program, "convert", a.model, out, "-q"]
+    else:
+        commands[a.scheme] = [a.program, a.model, "--scheme", a.scheme, "--no-check", "-q", "-o", out]
     subprocess.run(["cat", a.model], stdout=subprocess.DEVNULL, check=True)
-    rows = []
-    for _ in range(a.repeat):
-        copying, _ = timed(["sh", "-c", f"cp '{a.model}' '{copy}' && sync"])
-        os.remove(copy)
-        ours, most = timed([a.program, a.model, "--scheme", a.scheme, "--no-check", "-q", "-o", out])
-        written = os.path.getsize(out)
-        os.remove(out)
-        rows.append((copying, ours, most))
-        print(f"cp + sync {copying:.2f} s, compress {ours:.2f} s, ratio {ours / copying:.2f}, anonymous {most / 1024:.0f} MiB", flush=True)
-    ratios = [ours / copying for copying, ours, _ in rows]
-    size = os.path.getsize(a.model)
-    print(f"{size} bytes in, {written} out, {os.cpu_count()} cores")
-    print(f"median: cp + sync {statistics.median(r[0] for r in rows):.2f} s, compress {statistics.median(r[1] for r in rows):.2f} s, "
-          f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
-          f"most anonymous memory {max(r[2] for r in rows) / 1024:.0f} MiB")
+    seconds, memory, written = {name: [] for name in commands}, dict.fromkeys(commands, 0), {}
+    for turn in range(a.repeat):
+        for name, command in list(commands.items())[:: -1 if turn % 2 else 1]:
+            took, most = timed(command)
+            seconds[name].append(took)
+            memory[name] = max(memory[name], most)
+            written[name] = os.path.getsize(out)
+            os.remove(out)
+        print(", ".join(f"{name} {seconds[name][-1]:.2f} s" for name in commands), flush=True)
+    copying = seconds["cp + sync"]
+    print(f"{os.path.getsize(a.model)} bytes in, {os.cpu_count()} cores; medians, and the ratio of each turn to cp + sync:")
+    for name in commands:
+        ratios = [ours / cp for ours, cp in zip(seconds[name], copying)]
+        print(f"{name}: {statistics.median(seconds[name]):.2f} s, ratio {statistics.median(ratios):.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f}), {written[name]} bytes written, anonymous {memory[name] / 1024:.0f} MiB")

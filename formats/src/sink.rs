@@ -1,4 +1,5 @@
-//! Writing: staged beside the target, sealed when all bytes are there, published under the final name by renaming.
+//! Writing: staged beside the target, sealed when all bytes are there, published under the final name by renaming once the disk
+//! has them.
 //!
 //! A file that was not published never has its name, and its staging is removed when the [`Sink`] is dropped.
 
@@ -6,8 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
-use crate::writeback::Writeback;
+use crate::writeback::{Failure, Writeback};
 use crate::{Error, Layout, Result};
 
 /// What is written: one file, or a folder of files that appears as a whole.
@@ -37,6 +39,7 @@ pub struct Sink {
     force: bool,
     files: Vec<(PathBuf, Arc<File>, Layout)>,
     writeback: Writeback,
+    last: Option<JoinHandle<std::result::Result<(), Failure>>>,
     published: bool,
 }
 
@@ -61,6 +64,7 @@ impl Sink {
             force,
             files: Vec::new(),
             writeback: Writeback::default(),
+            last: None,
             published: false,
         };
         if shape == Shape::Folder {
@@ -135,10 +139,9 @@ impl Sink {
         Ok(path)
     }
 
-    /// Writes what depends on the data, and forces everything to the disk. After this the staged output is whole and can be
-    /// opened for checking.
+    /// Writes what depends on the data, and begins to force everything to the disk, for which only [`Sink::publish`] waits.
+    /// After this the staged output is whole and can be opened for checking.
     pub fn seal(&mut self) -> Result<()> {
-        self.writeback.finish().map_err(|(file, e)| Error::io(&self.files[file].0, "write")(e))?;
         for (path, file, layout) in &self.files {
             for checksum in &layout.checksums {
                 let sum = crc32(file, checksum.of.clone()).map_err(Error::io(path, "read back"))?;
@@ -146,7 +149,23 @@ impl Sink {
                     write_all_at(file, &sum.to_le_bytes(), at).map_err(Error::io(path, "write"))?;
                 }
             }
-            file.sync_all().map_err(Error::io(path, "write"))?;
+        }
+        let begun = std::mem::take(&mut self.writeback);
+        let files: Vec<Arc<File>> = self.files.iter().map(|(_, file, _)| file.clone()).collect();
+        let sync = move || {
+            begun.finish()?;
+            files.iter().enumerate().try_for_each(|(index, file)| file.sync_all().map_err(|e| (index, e)))
+        };
+        let thread = std::thread::Builder::new().name("sync".to_owned()).spawn(sync);
+        self.last = Some(thread.map_err(Error::io(&self.staging, "start a thread that syncs"))?);
+        Ok(())
+    }
+
+    /// Waits until the disk has everything.
+    fn settle(&mut self) -> Result<()> {
+        if let Some(last) = self.last.take() {
+            let synced = last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            synced.map_err(|(file, e)| Error::io(&self.files[file].0, "write")(e))?;
         }
         if self.shape == Shape::Folder {
             sync_folder(&self.staging)?;
@@ -154,9 +173,10 @@ impl Sink {
         Ok(())
     }
 
-    /// Gives the output its name. An existing output is replaced in one step if that was asked for, else it is kept and this
+    /// Gives the output its name, once the disk has all of it. An existing output is replaced in one step if that was asked for, else it is kept and this
     /// is an error, also if it appeared meanwhile.
     pub fn publish(mut self) -> Result<()> {
+        self.settle()?;
         let renamed = if self.force && exists(&self.target) {
             replace(&self.staging, &self.target, self.shape)
         } else {

@@ -19,7 +19,7 @@ pub(crate) struct Writeback {
 }
 
 /// What a sync that failed was of, and why. The system tells of a failure once only, so it must be kept.
-type Failure = (usize, io::Error);
+pub(crate) type Failure = (usize, io::Error);
 
 #[derive(Debug)]
 struct Syncing {

@@ -580,7 +580,8 @@ fn group_for(recipe: &Recipe, cols: u64) -> u64 {
 
 /// Why gpt2's matrices stay as they are: one scale for each stored row would be one for each input, which integer products
 /// cannot use, and no reader of compressed-tensors takes its Conv1D for a linear layer.
-const IN_OUT: &str = "stored [in, out], which int8 with a scale for each output does not hold; kept as it is";
+const IN_OUT: &str = "stored [in, out], which this scheme, with scales for each output, does not hold; kept as it is. A GGUF scheme \
+                      takes it: --scheme q8_0 -o model.gguf";
 
 /// The scheme that the recipe gives to a weight, if that scheme can take it.
 fn decide(

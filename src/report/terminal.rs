@@ -1,5 +1,6 @@
 //! Reports as text for people.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -61,11 +62,28 @@ pub fn compress_table(report: &Report) -> String {
     }
     out.push('\n');
     let _ = writeln!(out, "loads in: {}", report.clients.join("; "));
-    for note in &report.notes {
-        let _ = writeln!(out, "note: {note}");
-    }
+    out.push_str(&notes_text(&report.notes));
     for failure in &report.failures {
         let _ = writeln!(out, "FAILED: {failure}");
+    }
+    out
+}
+
+/// A line for each note; where the same is said of more than three weights, one line that names the first two and counts the rest.
+fn notes_text(notes: &[String]) -> String {
+    let mut about: HashMap<&str, Vec<&str>> = HashMap::new();
+    for (name, said) in notes.iter().filter_map(|note| note.split_once(": ")) {
+        about.entry(said).or_default().push(name);
+    }
+    let mut out = String::new();
+    for note in notes {
+        let _ = match note.split_once(": ").map(|(name, said)| (name, said, about[said].as_slice())) {
+            Some((name, said, [first, second, rest @ ..])) if rest.len() > 1 => match name {
+                name if name == *first => writeln!(out, "note: {first}, {second} and {} more: {said}", rest.len()),
+                _ => Ok(()),
+            },
+            _ => writeln!(out, "note: {note}"),
+        };
     }
     out
 }
@@ -181,9 +199,7 @@ pub fn plan_table(plan: &PlanReport) -> String {
         plan.output.bytes,
         plan.ratio
     );
-    for note in &plan.notes {
-        let _ = writeln!(out, "note: {note}");
-    }
+    out.push_str(&notes_text(&plan.notes));
     out
 }
 
@@ -245,4 +261,16 @@ pub fn inspect_table(found: &Inspection) -> String {
     }
     out.push_str(&text_of(&rows));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::notes_text;
+
+    #[test]
+    fn what_is_said_of_many_weights_is_said_once() {
+        let notes = ["a: kept", "plain", "b: kept", "x: odd", "c: kept", "d: kept", "y: odd"].map(String::from);
+        let text = "note: a, b and 2 more: kept\nnote: plain\nnote: x: odd\nnote: y: odd\n";
+        assert_eq!(notes_text(&notes), text);
+    }
 }

@@ -40,6 +40,12 @@ pub enum Error {
         /// Rows of the token embedding.
         vocab: usize,
     },
+    /// A padding token in a text of a model that counts positions without it.
+    #[error("token {token} is the padding token, which has no place in a text of this model; leave it out")]
+    Padding {
+        /// The token.
+        token: u32,
+    },
     /// A sequence longer than the model's positions.
     #[error("a sequence of {length} tokens is longer than the model's {limit} positions; use a shorter one")]
     TooLong {
@@ -84,7 +90,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Interrupted(_) => Kind::Interrupted,
-            Self::TooLong { .. } | Self::Empty => Kind::Usage,
+            Self::TooLong { .. } | Self::Padding { .. } | Self::Empty => Kind::Usage,
             Self::Weights(source) => source.downcast_ref::<formats::Error>().map_or(Kind::Input, formats::Error::kind),
             _ => Kind::Input,
         }

@@ -60,6 +60,7 @@ pub(super) struct Embedding {
     scale: f32,
     positions: Option<Arc<dyn Linear>>,
     max_positions: usize,
+    padding: Option<u32>,
     types: Option<Arc<dyn Linear>>,
     norm: Option<Normalisation>,
 }
@@ -74,6 +75,9 @@ impl Embedding {
         for (window, first) in windows.iter().zip(firsts) {
             if let Some(token) = window.iter().find(|token| **token as usize >= vocab) {
                 return Err(Error::Token { token: *token, vocab });
+            }
+            if let Some(token) = self.padding.filter(|padding| window.contains(padding)) {
+                return Err(Error::Padding { token });
             }
             if self.positions.is_some() && first + window.len() > self.max_positions {
                 return Err(Error::TooLong { length: first + window.len(), limit: self.max_positions });
@@ -157,6 +161,11 @@ impl Model {
                 Position::Rope(_) => None,
             },
             max_positions: t.max_positions,
+            // Positions are counted from the row after the padding token's.
+            padding: match t.position {
+                Position::Learned { offset: offset @ 1.. } => u32::try_from(offset - 1).ok(),
+                Position::Learned { .. } | Position::Rope(_) => None,
+            },
             types: if t.token_types > 0 { Some(table(Slot::TypeEmbedding, t.token_types)?) } else { None },
             norm: t.embedding_norm.then(|| self.norm(Slot::EmbeddingNorm, 0, t.hidden)).transpose()?,
         })

@@ -125,6 +125,14 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     }
 }
 
+/// roberta counts positions without padding tokens, so one inside a text would shift all that follow.
+#[test]
+fn a_padding_token_in_a_text_is_refused() {
+    let model = runtime::load(&open(&fixture("golden/roberta"))).unwrap();
+    let error = forward(&model, &[5, 1, 7], &Job::new(1)).err().unwrap().to_string();
+    assert!(error.contains("token 1 is the padding token"), "{error}");
+}
+
 /// Rounds how fast each pair turns to f16, as halving a transformers model rounds its `inv_freq` buffers.
 fn halve_frequencies(model: &mut Model) {
     let Position::Rope(ropes) = &mut model.shape_mut().position else { return };

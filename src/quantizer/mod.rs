@@ -5,9 +5,8 @@
 mod blocks;
 mod cast;
 pub mod ggml;
-mod grouped;
 pub mod imatrix;
-mod int8;
+mod symmetric;
 
 use encoding::plain::Real;
 use formats::Dtype;
@@ -17,8 +16,7 @@ use crate::simd::{Simd, Task, dispatch};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
-pub use grouped::{Fp8Rows, PackedInt};
-pub use int8::Int8Rows;
+pub use symmetric::{Fp8Rows, Int8Rows, PackedInt};
 
 /// The numbers of a band, in the precision that the quantizer's arithmetic is defined in.
 #[derive(Debug, Clone, Copy)]

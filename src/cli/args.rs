@@ -77,7 +77,7 @@ pub struct RecipeArgs {
     /// GGUF: the scheme's one type for every matrix, instead of llama-quantize's mixture
     #[arg(long)]
     pub pure: bool,
-    /// GGUF: search scales by least squared error; same format and size, never worse
+    /// Search scales by least squared error; same format and size, never worse
     #[arg(long)]
     pub search: bool,
     /// GGUF: llama.cpp's importance matrix, to weight errors by

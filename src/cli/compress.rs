@@ -37,10 +37,15 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
         None => recipe,
     };
     let blocks = block_options(args)?;
-    let asked = blocks.pure || blocks.search || blocks.importance.is_some();
+    let asked = blocks.pure || blocks.importance.is_some();
     if asked && !recipe.schemes().iter().any(|scheme| matches!(scheme, Scheme::Ggml(_))) {
         return Err(Failure::Usage(
-            "--pure, --search and --imatrix are for GGUF's block types; expected a scheme such as q4_k_m".into(),
+            "--pure and --imatrix are for GGUF's block types; expected a scheme such as q4_k_m".into(),
+        ));
+    }
+    if blocks.search && recipe.schemes().into_iter().all(Scheme::is_cast) {
+        return Err(Failure::Usage(
+            "--search is for schemes with scales; expected one such as --int4 or q4_k_m".into(),
         ));
     }
     let grouped = |scheme: &Scheme| matches!(scheme, Scheme::W4A16 | Scheme::W8A16);

@@ -183,7 +183,10 @@ impl Encoding {
                 if !cols.is_multiple_of(block) {
                     return Err(unfit(&format!("rows that are a multiple of {block} long")));
                 }
-                vec![part(name.to_owned(), dtype, shape.to_vec(), 1, cols)].into_iter().collect()
+                // Rows of four or six bits each fill whole bytes a few at a time.
+                let whole = |lines: &u64| cols.checked_mul(*lines).is_some_and(|n| dtype.bytes_of(n).is_some());
+                let lines = (1..=8).find(whole).ok_or_else(too_large)?;
+                vec![part(name.to_owned(), dtype, shape.to_vec(), lines, lines * cols)].into_iter().collect()
             }
             Self::Int8Rows { scale } => {
                 // The dimensions that make up the rows, and 1 for each that a row covers.
@@ -327,6 +330,15 @@ mod tests {
         assert_eq!(parts[1].bytes_of(&band), 32..96);
         assert_eq!(parts[2].bytes_of(&band), 128..384);
         assert!(encoding.parts("m.weight", &[64, 500], 64, 500).is_err());
+    }
+
+    #[test]
+    fn rows_that_end_within_a_byte_go_together() {
+        let four = &parts(Encoding::Plain(Dtype::F4), &[6, 3], 6, 3)[0];
+        assert_eq!([0..2, 2..4, 0..6].map(|rows| four.bytes_of(&rows)), [0..3, 3..6, 0..9]);
+        let six = &parts(Encoding::Plain(Dtype::F6E2M3), &[8], 8, 1)[0];
+        assert_eq!([0..1, 1..4, 4..8].map(|rows| six.bytes_of(&rows)), [0..3, 3..3, 3..6]);
+        assert!(Encoding::Plain(Dtype::F4).parts("m.weight", &[3, 3], 3, 3).is_err());
     }
 
     #[test]

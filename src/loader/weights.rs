@@ -46,7 +46,11 @@ pub struct Weight {
 impl Weight {
     /// A weight of one tensor, stored as it is.
     pub fn plain(name: String, role: Role, dtype: Dtype, shape: Vec<u64>, tensor: TensorRef) -> Self {
-        let (rows, cols) = matrix(role, &shape);
+        let (rows, cols) = match shape.as_slice() {
+            // A vector of blocks is a row of them.
+            &[cols] if dtype.is_block() => (1, cols),
+            shape => matrix(role, shape),
+        };
         let encoding = Encoding::Plain(dtype);
         Self {
             name,

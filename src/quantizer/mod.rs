@@ -6,6 +6,7 @@ mod blocks;
 mod cast;
 pub mod ggml;
 pub mod imatrix;
+mod scales;
 mod symmetric;
 
 use encoding::plain::Real;
@@ -16,6 +17,7 @@ use crate::simd::{Simd, Task, dispatch};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
+pub use scales::{Codes, Searched};
 pub use symmetric::{Fp8Rows, Int8Rows, PackedInt};
 
 /// The numbers of a band, in the precision that the quantizer's arithmetic is defined in.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use formats::Kind;
 
+use crate::encoding::Unfit;
 use crate::loader;
 
 /// What goes wrong when a recipe is read or meets a model.
@@ -48,6 +49,26 @@ pub enum Error {
         /// In which form.
         found: String,
     },
+    /// A tensor that a family knows as numbers and that is something else.
+    #[error("{}: tensor `{name}` is {found}; expected f32, f16, bf16 or f64. Give the model with its weights as floats", file.display())]
+    NoNumbers {
+        /// The model.
+        file: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor that the output cannot hold as it is, nor as a float.
+    #[error("{}: tensor `{name}` cannot be written: {unfit}. Leave it out of the input", file.display())]
+    Unfit {
+        /// The model.
+        file: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What it would need.
+        unfit: Unfit,
+    },
     /// The output cannot be laid out.
     #[error(transparent)]
     Format(#[from] formats::Error),
@@ -73,7 +94,11 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Recipe { .. } | Self::Usage(_) | Self::NotHeld { .. } => Kind::Usage,
-            Self::AlreadyQuantized { .. } | Self::NotUnpackable { .. } | Self::Dialect { .. } => Kind::Input,
+            Self::AlreadyQuantized { .. }
+            | Self::NotUnpackable { .. }
+            | Self::Dialect { .. }
+            | Self::NoNumbers { .. }
+            | Self::Unfit { .. } => Kind::Input,
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
         }

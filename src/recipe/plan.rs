@@ -9,12 +9,12 @@ use formats::{Dtype, Format, Layout, TensorMeta};
 
 use super::output::{Tensor, Tensors, gguf, huggingface, llama_cpp};
 use super::{Error, Quantized, Recipe, Result, Scheme, conversion, shards};
-use crate::encoding::{Encoding, Lines, PartLayout, Unfit};
+use crate::encoding::{Encoding, Lines, PartLayout};
 use crate::family::{Architecture, Role};
 use crate::loader::{Checkpoint, Piece, View};
 use crate::pruner::{Mask, Scope, Sparsity};
 use crate::quantizer::ggml::mixture::{self, Choice, FileType};
-use crate::quantizer::{Blocks, Cast, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer};
+use crate::quantizer::{Blocks, Cast, Codes, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Step {
     pub pruning: Option<Pruning>,
     /// How it is made.
     pub treatment: Treatment,
-    /// Whether scales of blocks are searched.
+    /// Whether scales are searched.
     pub search: bool,
     /// What errors of blocks are weighted by.
     pub importance: Option<Columns>,
@@ -145,12 +145,22 @@ impl Step {
         match self.treatment {
             Treatment::Copy => None,
             Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
-            Treatment::Int8 => Some(Box::new(Int8Rows)),
-            Treatment::Packed { bits, group } => Some(Box::new(PackedInt { bits, group })),
-            Treatment::Fp8 => Some(Box::new(Fp8Rows)),
+            Treatment::Int8 => Some(self.scaled(Int8Rows, Codes::Int8, None)),
+            Treatment::Packed { bits, group } => {
+                Some(self.scaled(PackedInt { bits, group }, Codes::Packed(bits), Some(group)))
+            }
+            Treatment::Fp8 => Some(self.scaled(Fp8Rows, Codes::Fp8, None)),
             Treatment::Blocks(dtype) => {
                 Some(Box::new(Blocks { dtype, search: self.search, importance: self.importance.clone() }))
             }
+        }
+    }
+
+    /// A quantizer of codes with scales, with a search for them if that is asked for.
+    fn scaled<Q: Quantizer + 'static>(&self, nearest: Q, codes: Codes, group: Option<u64>) -> Box<dyn Quantizer> {
+        match self.search {
+            true => Box::new(Searched { nearest, codes, group }),
+            false => Box::new(nearest),
         }
     }
 
@@ -486,6 +496,9 @@ fn step(
         (_, Some(dtype)) => unscaled(dtype),
         _ => unscaled(kept),
     };
+    if treatment != Treatment::Copy {
+        numbers(checkpoint, &pieces)?;
+    }
     let asked = recipe.blocks.group.unwrap_or(DEFAULT_GROUP);
     if matches!(treatment, Treatment::Packed { .. }) && group != asked && asked != 0 {
         let note = format!("rows of {cols} are no multiple of {asked}; stored in groups of {group}");
@@ -513,8 +526,7 @@ fn step(
         treatment = unscaled(fallback);
         parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     }
-    let mut parts =
-        parts.unwrap_or_else(|unfit: Unfit| unreachable!("plain numbers fit any shape that was read: {unfit}"));
+    let mut parts = parts.map_err(|unfit| Error::Unfit { file: checkpoint.path().to_owned(), name, unfit })?;
     if treatment == Treatment::Copy && parts.len() > 1 {
         // What is copied keeps its names and shapes.
         for (part, at) in parts.iter_mut().zip(&stored.tensors) {
@@ -540,6 +552,18 @@ fn step(
         parts,
         outputs: Vec::new(),
     })
+}
+
+/// Refuses what is to be taken for numbers and is none.
+pub(super) fn numbers(checkpoint: &Checkpoint, pieces: &[Piece]) -> Result<()> {
+    match pieces.iter().map(|piece| &checkpoint.weights()[piece.weight]).find(|weight| !weight.is_numeric()) {
+        None => Ok(()),
+        Some(odd) => Err(Error::NoNumbers {
+            file: checkpoint.path().to_owned(),
+            name: odd.name.clone(),
+            found: odd.encoding.name(),
+        }),
+    }
 }
 
 /// What the rule that decided about a weight removes of it; in words, why it cannot.

@@ -106,6 +106,38 @@ fn packed_weights_give_the_logits_that_transformers_computes() {
 }
 
 #[test]
+fn searched_scales_are_the_same_form_and_closer() {
+    let out = tempfile::tempdir().unwrap();
+    for scheme in ["int8", "w4a16", "w8a16", "fp8"] {
+        let made = |name: &str, flags: &[&str]| {
+            let ours = out.path().join(format!("{scheme}-{name}"));
+            let args = args![fixture("kjv-nano"), "--scheme", scheme, "-o", &ours, "--json", "--check-tokens", "600"];
+            let report = compress(args.into_iter().chain(flags.iter().map(Into::into))).exits(0).json();
+            assert_eq!(report["check"]["passed"], true);
+            let worst = report["weights"]["worst"][0]["sqnr_db"].as_f64().unwrap();
+            let stored = tensors(&ours.join("model.safetensors"));
+            let config: Value = serde_json::from_slice(&std::fs::read(ours.join("config.json")).unwrap()).unwrap();
+            let layout: Vec<_> =
+                stored.iter().map(|(name, (dtype, shape, _))| (name.clone(), dtype.clone(), shape.clone())).collect();
+            (worst, layout, config)
+        };
+        let (plain, searched) = (made("plain", &[]), made("searched", &["--search"]));
+        println!("{scheme}: {:.2} → {:.2} dB", plain.0, searched.0);
+        assert!(searched.0 > plain.0, "{scheme}: {} {}", plain.0, searched.0);
+        assert_eq!((searched.1, searched.2), (plain.1, plain.2), "{scheme}");
+        // Bands and threads change nothing.
+        let again = out.path().join("again.safetensors");
+        let flags = ["--search", "--threads", "1", "--memory", "64KiB", "-q", "--no-check", "--force"];
+        compress(args![fixture("kjv-nano"), "--scheme", scheme, "-o", &again].into_iter().chain(flags.map(Into::into)))
+            .exits(0);
+        assert!(
+            tensors(&again) == tensors(&out.path().join(format!("{scheme}-searched/model.safetensors"))),
+            "{scheme}"
+        );
+    }
+}
+
+#[test]
 fn groups_follow_the_rows() {
     use safetensors::Dtype::F32;
     let out = tempfile::tempdir().unwrap();

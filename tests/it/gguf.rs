@@ -144,8 +144,10 @@ fn smaller_types_are_checked_and_a_search_is_no_worse() {
     assert_eq!(plain.0 / 1000, searched.0 / 1000);
     assert!(searched.2 > plain.2, "{plain:?} {searched:?}");
     assert!(plain.1 > 0.001 && plain.1 < 0.1, "{plain:?}");
-    let run = compress(args![fixture("kjv-nano"), "--int8", "--search", "-o", out.path().join("x")]);
+    let run = compress(args![fixture("kjv-nano"), "--f16", "--search", "-o", out.path().join("x")]);
     run.exits(2).says(&["--search", "q4_k_m"]);
+    let run = compress(args![fixture("kjv-nano"), "--int8", "--pure", "-o", out.path().join("x")]);
+    run.exits(2).says(&["--pure", "q4_k_m"]);
 }
 
 /// What llama.cpp's converter made of each family, with no config beside it. gemma3's file does not say which layers see all

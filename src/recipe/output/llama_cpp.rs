@@ -11,6 +11,7 @@ use crate::dialect::llama_cpp::{self as dialect, Unsayable, tokenizer};
 use crate::family::table::{Expected, Gguf};
 use crate::family::{Architecture, Family, Position, Role, Transformer};
 use crate::loader::{Checkpoint, Companion, Piece, Pooling, Tokenizer, matrix};
+use crate::recipe::plan::numbers;
 use crate::recipe::{Error, Plan, Recipe, Result, Step};
 
 /// Files of a folder that repeat what `tokenizer.json` says.
@@ -57,6 +58,7 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
         if done.insert(&place.name)
             && let Some(tensor) = tensor(checkpoint, place, &members[place.name.as_str()])
         {
+            numbers(checkpoint, &tensor.pieces)?;
             tensor.pieces.iter().for_each(|piece| used[piece.weight] = true);
             tensors.tensors.push(tensor);
         }

@@ -277,9 +277,11 @@ mod tests {
         }
     }
 
-    /// Each form with its group, and how it is encoded with and without a search.
-    fn forms(cols: u64, group: u64) -> Vec<(Codes, u64, Box<dyn Quantizer>, Box<dyn Quantizer>)> {
-        let packed = |bits| -> (Codes, u64, Box<dyn Quantizer>, Box<dyn Quantizer>) {
+    /// A form, its group, and how it is encoded without and with a search.
+    type Form = (Codes, u64, Box<dyn Quantizer>, Box<dyn Quantizer>);
+
+    fn forms(cols: u64, group: u64) -> Vec<Form> {
+        let packed = |bits| -> Form {
             let (codes, nearest) = (Codes::Packed(bits), PackedInt { bits, group });
             (codes, group, Box::new(nearest), Box::new(Searched { nearest, codes, group: Some(group) }))
         };

@@ -53,10 +53,11 @@ fn write_one(path: &Path, format: Format, meta: &TensorMeta) -> Option<()> {
 fn recipes() -> Vec<Recipe> {
     let mut all = vec![Recipe::conversion(None, false), Recipe::conversion(None, true)];
     all.extend([Scheme::F32, Scheme::F16, Scheme::BF16].map(|to| Recipe::conversion(Some(to), true)));
+    let every_name = Regex::new("").unwrap();
     for scheme in Scheme::all() {
         all.push(Recipe::from_flags(scheme, &[], true).unwrap());
         let mut named = Recipe::from_flags(scheme, &[], true).unwrap();
-        named.rules.insert(0, Rule { name: Some(Regex::new("").unwrap()), ..Rule::scheme(scheme) });
+        named.rules.insert(0, Rule { name: Some(every_name.clone()), ..Rule::scheme(scheme) });
         all.push(named);
     }
     all

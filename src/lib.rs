@@ -4,11 +4,13 @@
 #![deny(unsafe_code)]
 
 pub mod bench;
+pub mod calibration;
 pub mod check;
 pub mod cli;
 pub mod dialect;
 pub mod encoding;
 pub mod family;
+pub mod fit;
 pub mod job;
 pub mod loader;
 pub mod pipeline;

@@ -90,6 +90,14 @@ impl Sink {
         Ok(sink)
     }
 
+    /// Whether such an output could be created here, found out before long work.
+    ///
+    /// # Errors
+    /// Those of [`Sink::create`], but for room.
+    pub fn check(target: &Path, shape: Shape, force: bool) -> Result<()> {
+        check_target(target, shape, force)
+    }
+
     /// Where the output is staged: a file, or a folder.
     pub fn staging(&self) -> &Path {
         &self.staging

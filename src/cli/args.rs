@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::encoding::Inputs;
-use crate::pruner::{Method, Pattern, Scope};
+use crate::pruner::{Fraction, Method, Pattern, Scope};
 
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ pub enum Command {
     Run(RunArgs),
     /// Measure models side by side, and the machine they run on
     Bench(BenchArgs),
+    /// Fit a linear layer to data by least squares
+    Fit(FitArgs),
 }
 
 /// Which weights are treated how.
@@ -59,7 +61,7 @@ pub struct RecipeArgs {
     /// Remove this share of each linear layer's weights first: a fraction, or N:M to keep N of every M along the inputs
     #[arg(long, value_name = "FRACTION|N:M", conflicts_with = "recipe", allow_negative_numbers = true)]
     pub prune: Option<Pattern>,
-    /// By which measure weights are removed: magnitude [default: magnitude]
+    /// By which measure weights are removed: magnitude, wanda, sparsegpt; the latter two need --calibrate [default: magnitude]
     #[arg(long, value_name = "METHOD", requires = "prune")]
     pub prune_method: Option<Method>,
     /// Among which weights the least are looked for: row, tensor, global [default: row]
@@ -105,6 +107,31 @@ pub struct CheckOptions {
     pub min_cosine: Option<f64>,
 }
 
+/// What is learned from a text before anything is changed.
+#[derive(Debug, Args)]
+pub struct CalibrationArgs {
+    /// Text that shows what the inputs of each weight look like
+    #[arg(long, value_name = "TEXT")]
+    pub calibrate: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
+    pub calibrate_tokens: u64,
+    /// Refit what is left of each pruned layer to give the original layer's outputs on that text
+    #[arg(long, requires = "prune", requires = "calibrate")]
+    pub recover: bool,
+    /// How much large weights are held against a refit
+    #[arg(long, value_name = "LAMBDA", requires = "recover", value_parser = ridge, allow_negative_numbers = true)]
+    pub ridge: Option<f64>,
+    /// Refit by so many steps of gradient descent, instead of in closed form
+    #[arg(long, value_name = "N", requires = "recover", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub steps: Option<u64>,
+}
+
+fn ridge(text: &str) -> Result<f64, String> {
+    let expected = || format!("`{text}` is no number from 0");
+    text.parse().ok().filter(|ridge: &f64| ridge.is_finite() && *ridge >= 0.0).ok_or_else(expected)
+}
+
 /// Resources, and how results are told.
 #[derive(Debug, Args)]
 pub struct Common {
@@ -136,6 +163,8 @@ pub struct CompressArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub recipe: RecipeArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
     /// Where to write [default: NAME-SCHEME.safetensors or the folder NAME-SCHEME, beside the input]
     #[arg(short, long, value_name = "OUT")]
     pub output: Option<PathBuf>,
@@ -317,6 +346,37 @@ pub struct BenchArgs {
     /// Measure the model once, in this process
     #[arg(long, hide = true, requires = "models", conflicts_with = "json")]
     pub one_round: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `compress fit`.
+#[derive(Debug, Args)]
+pub struct FitArgs {
+    /// The data: .csv with the targets in the last columns, or .safetensors with `x` and `y`
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// The model to write
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Of a .csv: how many of the last columns are targets
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub targets: u64,
+    /// How much large weights are held against the fit
+    #[arg(long, value_name = "LAMBDA", default_value_t = 0.0, value_parser = ridge, allow_negative_numbers = true)]
+    pub ridge: f64,
+    /// The share of the rows that is fitted to; on the others the fit is evaluated
+    #[arg(long, value_name = "SHARE", default_value = "0.75", allow_negative_numbers = true)]
+    pub split: Fraction,
+    /// Which rows these are, and where descent begins
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Fit by so many steps of gradient descent, instead of in closed form
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub steps: Option<u64>,
+    /// Replace an earlier output
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub common: Common,
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use formats::{Access, Format};
 
-use super::args::{CompressArgs, RecipeArgs};
+use super::args::{CalibrationArgs, CompressArgs, RecipeArgs};
 use super::{Failure, write};
+use crate::calibration;
 use crate::loader::{Checkpoint, whole_name};
-use crate::pruner::Sparsity;
+use crate::pruner::{Recovery, Solver, Sparsity};
 use crate::quantizer::imatrix::Imatrix;
 use crate::recipe::{BlockOptions, Plan, Recipe, Scheme, Target};
 
@@ -17,11 +18,13 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let recipe = recipe_of(&args.recipe)?.ok_or_else(|| {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
+    let recipe = Recipe { recovery: recovery(&args.calibration), ..recipe };
+    let calibration = calibration(&args.calibration, &recipe)?;
     let checkpoint = write::open(model, &args.write.common)?;
     let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
     let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
     refuse_idle_pruning(&recipe, &plan)?;
-    write::run(&checkpoint, &recipe, plan, &output, &args.write)
+    write::run(&checkpoint, &recipe, plan, calibration.as_ref(), &output, &args.write)
 }
 
 /// The recipe that flags ask for, if they ask for one.
@@ -60,6 +63,28 @@ fn sparsity(args: &RecipeArgs) -> Result<Option<Sparsity>, Failure> {
     let Some(pattern) = args.prune else { return Ok(None) };
     let (method, scope) = (args.prune_method.unwrap_or_default(), args.prune_scope.unwrap_or_default());
     Sparsity::new(pattern, method, scope).map(Some).map_err(|e| Failure::Usage(format!("--prune: {e}")))
+}
+
+fn recovery(args: &CalibrationArgs) -> Option<Recovery> {
+    let solver = args.steps.map_or(Solver::Auto, |steps| Solver::Descent { steps: steps as usize });
+    args.recover.then(|| Recovery { ridge: args.ridge.unwrap_or(0.0), solver })
+}
+
+/// The calibration that the recipe needs.
+fn calibration(args: &CalibrationArgs, recipe: &Recipe) -> Result<Option<calibration::Options>, Failure> {
+    match (&args.calibrate, recipe.calibrates()) {
+        (Some(text), true) => {
+            let tokens = args.calibrate_tokens as usize;
+            Ok(Some(calibration::Options { text: text.clone(), tokens, context: None }))
+        }
+        (None, true) => Err(Failure::Usage(
+            "--prune-method wanda and sparsegpt look at the inputs of weights; give a text with --calibrate, or prune by magnitude".into(),
+        )),
+        (Some(_), false) => Err(Failure::Usage(
+            "--calibrate: nothing that is asked for looks at a text; expected --prune-method wanda or sparsegpt, or --recover".into(),
+        )),
+        (None, false) => Ok(None),
+    }
 }
 
 /// The scheme that flags name.

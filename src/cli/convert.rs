@@ -30,7 +30,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
     });
     let recipe = Recipe::conversion(dtype, args.dequantize);
     let plan = Plan::in_shards(&checkpoint, &recipe, target, shard, output)?;
-    write::run(&checkpoint, &recipe, plan, output, &args.write)
+    write::run(&checkpoint, &recipe, plan, None, output, &args.write)
 }
 
 /// What is written: by `--to`, else by the output's extension.

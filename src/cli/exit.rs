@@ -2,7 +2,7 @@
 
 use formats::Kind;
 
-use crate::{bench, check, loader, pipeline, recipe, runtime};
+use crate::{bench, check, fit, loader, pipeline, recipe, runtime};
 
 /// Whatever ends the program other than success.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub enum Failure {
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
     Check(#[from] check::Error),
+    #[error(transparent)]
+    Fit(#[from] fit::Error),
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
     #[error(transparent)]
@@ -47,6 +49,7 @@ pub fn code(failure: &Failure) -> u8 {
         Failure::Recipe(e) => e.kind(),
         Failure::Pipeline(e) => e.kind(),
         Failure::Check(e) => e.kind(),
+        Failure::Fit(e) => e.kind(),
         Failure::Runtime(e) => e.kind(),
         Failure::Bench(e) => e.kind(),
         Failure::Elsewhere { code, .. } => return *code,

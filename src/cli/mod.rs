@@ -6,6 +6,7 @@ mod check;
 mod compress;
 mod convert;
 mod exit;
+mod fit;
 mod inspect;
 mod progress;
 mod run;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Fit(args)) => fit::run(&args),
         None => compress::run(&cli.compress),
     }
 }

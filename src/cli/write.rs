@@ -8,6 +8,7 @@ use formats::{Access, Sink};
 
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json, progress};
+use crate::calibration;
 use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
@@ -24,11 +25,12 @@ fn access(common: &Common) -> Access {
     if common.no_mmap { Access::Read } else { Access::Mapped }
 }
 
-/// Carries out a plan and publishes what it made, if the check passes.
+/// Carries out a plan, after calibrating if there is something to calibrate for, and publishes what it made, if the check passes.
 pub fn run(
     checkpoint: &Arc<Checkpoint>,
     recipe: &Recipe,
     mut plan: Plan,
+    calibration: Option<&calibration::Options>,
     output: &Path,
     args: &WriteArgs,
 ) -> Result<(), Failure> {
@@ -44,8 +46,18 @@ pub fn run(
     }
     let job = progress::job(&args.common)?;
     let started = Instant::now();
-    pipeline::decide(checkpoint, &mut plan, &job)?;
-    let (sink, tally) = pipeline::write(checkpoint, &plan, output, args.force, &job)?;
+    let calibrated = match calibration {
+        Some(options) => {
+            pipeline::refuse_output(checkpoint, &plan, output, args.force)?;
+            Some(pipeline::calibrate(checkpoint, &mut plan, recipe.recovery, options, output, &job)?)
+        }
+        None => {
+            pipeline::decide(checkpoint, &mut plan, &job)?;
+            None
+        }
+    };
+    let source = calibrated.as_ref().map_or(checkpoint, |calibrated| &calibrated.checkpoint);
+    let (sink, tally) = pipeline::write(source, &plan, output, args.force, &job)?;
     let mut seconds = Seconds { compress: started.elapsed().as_secs_f64(), check: 0.0 };
     let findings = if args.no_check {
         None
@@ -65,7 +77,10 @@ pub fn run(
         // The disk had the time of the check too; what it needed beyond that belongs to writing.
         seconds.compress += started.elapsed().as_secs_f64();
     }
-    let report = Report::new(checkpoint, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+    let mut report = Report::new(checkpoint, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+    if let Some(calibrated) = &calibrated {
+        report.add_calibration(calibrated);
+    }
     if args.common.json {
         print_json(&report)?;
     } else if !args.common.quiet {

@@ -21,7 +21,7 @@ const NAMES: [(&str, &str); 2] = [(SINGLE, INDEX), ("pytorch_model.bin", "pytorc
 const EXTENSIONS: [&[&str]; 2] = [&["safetensors", "gguf"], &["npz", "pt", "pth", "bin"]];
 
 /// The weight files of a model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WeightFiles {
     /// The folder that holds the model's other files.
     pub folder: PathBuf,
@@ -34,7 +34,7 @@ pub struct WeightFiles {
 }
 
 /// A sharded model's table of contents.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Index {
     /// Its path.
     pub path: PathBuf,

@@ -47,7 +47,7 @@ pub struct Options {
 }
 
 /// An opened model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     files: WeightFiles,
@@ -370,6 +370,25 @@ impl Checkpoint {
     pub fn stored_bytes(&self, weight: usize) -> u64 {
         let tensors = &self.weights[weight].tensors;
         tensors.iter().filter_map(|at| self.sources[at.source].tensors()[at.tensor].bytes()).sum()
+    }
+
+    /// The same model with other numbers for some weights: each with the name of a tensor of `source`, which holds them as
+    /// the weight itself is stored, in the same or another float.
+    ///
+    /// # Panics
+    /// If such a tensor is missing or has another shape.
+    pub fn with_weights(&self, source: Arc<Source>, names: &[(usize, String)]) -> Self {
+        let mut changed = self.clone();
+        for (weight, name) in names {
+            let tensor = source.tensors().iter().position(|tensor| tensor.name == *name);
+            let tensor = tensor.unwrap_or_else(|| panic!("{}: has no `{name}`", source.path().display()));
+            let (meta, weight) = (&source.tensors()[tensor], &mut changed.weights[*weight]);
+            assert!(meta.shape == weight.shape && meta.dtype.is_float(), "the weight's own shape");
+            weight.encoding = crate::encoding::Encoding::Plain(meta.dtype);
+            weight.tensors = vec![TensorRef { source: changed.sources.len(), tensor }];
+        }
+        changed.sources.push(source);
+        changed
     }
 
     /// Opens a matrix of pieces stacked row on row.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use formats::Kind;
 
 use crate::job::Interrupted;
-use crate::loader;
+use crate::{calibration, loader, runtime};
 
 /// What goes wrong when a plan is carried out.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,12 @@ pub enum Error {
     /// The input changed.
     #[error(transparent)]
     Loader(#[from] loader::Error),
+    /// The calibration text does not serve.
+    #[error(transparent)]
+    Calibration(#[from] calibration::Error),
+    /// The model cannot be run.
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
     /// The user asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -77,6 +83,8 @@ impl Error {
         match self {
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
+            Self::Calibration(e) => e.kind(),
+            Self::Runtime(e) => e.kind(),
             Self::Interrupted(_) => Kind::Interrupted,
             Self::OutputIsInput { .. } | Self::Budget { .. } | Self::Undecided { .. } => Kind::Usage,
             Self::NonFinite { .. } => Kind::Input,

@@ -2,6 +2,7 @@
 //! output is sealed. Publishing is left to the caller, who checks first.
 
 mod bands;
+mod calibrate;
 mod error;
 mod prune;
 
@@ -19,6 +20,7 @@ use crate::quantizer::{Band, Notes, Numbers, Quantizer};
 use crate::recipe::{Plan, Step, Target};
 
 pub use bands::{Bands, least_memory};
+pub use calibrate::{Calibrated, Layer, calibrate};
 pub use error::{Error, Result};
 pub use prune::decide;
 
@@ -40,14 +42,10 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
     if let Some(step) = plan.steps.iter().find(open) {
         return Err(Error::Undecided { tensor: step.name.clone() });
     }
-    let shape = match plan.target {
-        Target::File(_) => Shape::File,
-        Target::Folder => Shape::Folder,
-    };
     let files =
         plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
     let bands = Bands::new(plan, job)?;
-    let mut sink = Sink::create(output, shape, files, plan.other_bytes(), force)?;
+    let mut sink = Sink::create(output, shape(plan), files, plan.other_bytes(), force)?;
     job.progress.begin("write", checkpoint.bytes());
     let tally = run(checkpoint, plan, &bands, &sink, job);
     job.progress.end();
@@ -67,6 +65,22 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
     job.cancel.check()?;
     sink.seal()?;
     Ok((sink, tally))
+}
+
+/// An error if this output could not be created, before long work.
+///
+/// # Errors
+/// The output exists, its folder does not, or it is the input.
+pub fn refuse_output(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool) -> Result<()> {
+    refuse_input(checkpoint, output)?;
+    Ok(Sink::check(output, shape(plan), force)?)
+}
+
+fn shape(plan: &Plan) -> Shape {
+    match plan.target {
+        Target::File(_) => Shape::File,
+        Target::Folder => Shape::Folder,
+    }
 }
 
 /// Buffers of one thread, used again for the next band.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use formats::Dtype;
+
 use super::{Buffers, Error, Result};
-use crate::encoding::ggml;
 use crate::encoding::plain::Real;
+use crate::encoding::{Rows, ggml};
 use crate::job::Job;
-use crate::loader::{Checkpoint, Fetch};
+use crate::loader::{Checkpoint, Fetch, Piece};
 use crate::pruner::cut::{self, Candidate};
 use crate::pruner::{Cut, Mask, Pattern, Scope};
 use crate::quantizer::first_non_finite;
@@ -37,18 +39,46 @@ pub fn decide(checkpoint: &Checkpoint, plan: &mut Plan, job: &Job) -> Result<()>
 /// The cut that the numbers of these steps share.
 fn cuts(checkpoint: &Checkpoint, plan: &Plan, steps: &[usize], job: &Job) -> Result<Vec<Cut>> {
     let steps: Vec<&Step> = steps.iter().map(|&i| &plan.steps[i]).collect();
-    let views = steps.iter().map(|step| checkpoint.view(&step.pieces, Fetch::Bands));
-    let views = views.collect::<formats::Result<Vec<_>>>()?;
-    let candidate = |(step, view): (&&Step, _)| Candidate { view, rows: step.rows, cols: step.cols, dtype: step.input };
-    let candidates: Vec<Candidate<'_>> = steps.iter().zip(&views).map(candidate).collect();
-    let all = steps.iter().map(|step| step.elements()).sum();
-    let count = match steps[0].pruning.as_ref().map(|pruning| pruning.sparsity.pattern) {
-        Some(Pattern::Fraction(fraction)) => fraction.of(all),
-        _ => 0,
+    let Some(pruning) = &steps[0].pruning else { return Ok(Vec::new()) };
+    cuts_of(checkpoint, steps.iter().map(|step| step.pieces.as_slice()), pruning.sparsity.pattern, job)
+}
+
+/// The cut that the numbers of these matrices share, each made of pieces.
+pub(super) fn cuts_of<'a>(
+    checkpoint: &Checkpoint,
+    matrices: impl Iterator<Item = &'a [Piece]>,
+    pattern: Pattern,
+    job: &Job,
+) -> Result<Vec<Cut>> {
+    let open = |pieces: &'a [Piece]| {
+        let dtype = checkpoint.weights()[pieces[0].weight].float_dtype().unwrap_or(Dtype::F32);
+        checkpoint.view(pieces, Fetch::Bands).map(|view| (view, dtype))
+    };
+    let views = matrices.map(open).collect::<formats::Result<Vec<_>>>()?;
+    let candidates: Vec<Candidate<'_>> = views
+        .iter()
+        .map(|(view, dtype)| Candidate { view, rows: view.rows() as u64, cols: view.cols() as u64, dtype: *dtype })
+        .collect();
+    let all = candidates.iter().map(|candidate| candidate.rows * candidate.cols).sum();
+    let count = match pattern {
+        Pattern::Fraction(fraction) => fraction.of(all),
+        Pattern::Groups { .. } => 0,
     };
     cut::find(&candidates, count, job).map_err(|e| match e {
         cut::Error::Format(e) => Error::Format(e),
         cut::Error::Interrupted(e) => Error::Interrupted(e),
+    })
+}
+
+/// An error if a weight's numbers, so many a row, are not all finite.
+pub(super) fn refuse_non_finite(checkpoint: &Checkpoint, weight: usize, cols: usize, numbers: &[f64]) -> Result<()> {
+    let Some(at) = first_non_finite(numbers) else { return Ok(()) };
+    let weight = &checkpoint.weights()[weight];
+    Err(Error::NonFinite {
+        file: checkpoint.sources()[weight.tensors[0].source].path().to_owned(),
+        tensor: weight.name.clone(),
+        row: (at / cols) as u64,
+        column: (at % cols) as u64,
     })
 }
 
@@ -68,7 +98,7 @@ pub(super) fn zeros(step: &Step, buffers: &mut Buffers) -> (u64, u64) {
         return (0, 0);
     }
     let zeros: Vec<bool> = match step.input {
-        formats::Dtype::F64 => buffers.doubles.iter().map(|&x| x == 0.0).collect(),
+        Dtype::F64 => buffers.doubles.iter().map(|&x| x == 0.0).collect(),
         _ => buffers.singles.iter().map(|&x| x == 0.0).collect(),
     };
     let count = zeros.iter().filter(|zero| **zero).count() as u64;

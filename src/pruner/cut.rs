@@ -36,11 +36,16 @@ impl Cut {
     /// Sets to zero what is removed of a run of numbers that begins at place `first` of the matrix.
     pub fn apply<T: Real>(&self, first: u64, numbers: &mut [T]) {
         for (place, x) in (first..).zip(numbers) {
-            let size = size(*x);
-            if size < self.size || size == self.size && place < self.before {
+            if self.removes(place, *x) {
                 *x = T::default();
             }
         }
+    }
+
+    /// Whether the number at this place of the matrix is removed.
+    pub fn removes<T: Real>(&self, place: u64, x: T) -> bool {
+        let size = size(x);
+        size < self.size || size == self.size && place < self.before
     }
 }
 

@@ -134,9 +134,21 @@ pub enum Method {
     /// |w| (Han et al., 2015).
     #[default]
     Magnitude,
+    /// |w| · ‖x‖₂ over a calibration text, within each row (Sun et al., 2023).
+    Wanda,
+    /// By the inverse Hessian of the layer's squared error on a calibration text; weights that stay are changed (Frantar and
+    /// Alistarh, 2023).
+    SparseGpt,
 }
 
-named!(Method, "method of pruning", Magnitude = "magnitude");
+named!(Method, "method of pruning", Magnitude = "magnitude", Wanda = "wanda", SparseGpt = "sparsegpt");
+
+impl Method {
+    /// Whether the method looks at inputs.
+    pub fn calibrates(self) -> bool {
+        self != Self::Magnitude
+    }
+}
 
 /// Among which weights the smallest are looked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -170,7 +182,15 @@ impl Sparsity {
         if matches!(pattern, Pattern::Groups { .. }) && scope != Scope::Row {
             return Err(format!("{pattern} is a pattern within rows; expected a fraction for the scope {scope}"));
         }
-        Ok(Self { pattern, method, scope })
+        match (method, scope) {
+            (Method::Wanda, Scope::Tensor | Scope::Global) => {
+                Err(format!("wanda compares the weights of a row; expected the scope row, found {scope}"))
+            }
+            (Method::SparseGpt, Scope::Global) => {
+                Err("sparsegpt prunes layer by layer; expected the scope row or tensor, found global".to_owned())
+            }
+            _ => Ok(Self { pattern, method, scope }),
+        }
     }
 }
 

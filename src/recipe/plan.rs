@@ -583,6 +583,7 @@ fn pruning(
         return Ok(None);
     };
     let mask = match sparsity.scope {
+        _ if sparsity.method.calibrates() || recipe.recovery.is_some() => Mask::Undecided,
         Scope::Row if in_out => return Err(format!("stored [in, out], not by outputs; not pruned: {sparsity}")),
         Scope::Row => Mask::Rows(sparsity.pattern),
         Scope::Tensor | Scope::Global => Mask::Undecided,

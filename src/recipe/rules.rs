@@ -11,7 +11,7 @@ use super::{Error, Result, Scheme};
 use crate::dialect::huggingface;
 use crate::family::{self, Role};
 use crate::loader::Checkpoint;
-use crate::pruner::Sparsity;
+use crate::pruner::{Recovery, Solver, Sparsity};
 use crate::quantizer::imatrix::Imatrix;
 
 /// Which weights, and what becomes of them.
@@ -73,6 +73,8 @@ pub struct Recipe {
     pub rules: Vec<Rule>,
     /// How block types and groups are encoded.
     pub blocks: BlockOptions,
+    /// Whether and how what is left of pruned layers is refitted.
+    pub recovery: Option<Recovery>,
     /// What becomes of weights that are quantized already.
     pub quantized: Quantized,
 }
@@ -196,6 +198,12 @@ impl Recipe {
         self
     }
 
+    /// Whether a calibration text is needed.
+    pub fn calibrates(&self) -> bool {
+        let looks = |rule: &Rule| rule.prune.is_some_and(|prune| prune.method.calibrates());
+        self.rules.iter().any(looks) || self.recovery.is_some()
+    }
+
     /// Whether any rule removes weights.
     pub fn prunes(&self) -> bool {
         self.rules.iter().any(|rule| rule.prune.is_some())
@@ -296,7 +304,17 @@ impl Recipe {
             Quantized::Keep => Some("encodings are kept".to_owned()),
             Quantized::Unpack => Some("quantized weights are unpacked".to_owned()),
         };
-        rules.chain(kept).collect::<Vec<_>>().join("; ") + &self.blocks.describe()
+        let mut text = rules.chain(kept).collect::<Vec<_>>().join("; ");
+        if let Some(recovery) = &self.recovery {
+            text += ", recovered";
+            if let Solver::Descent { steps } = recovery.solver {
+                let _ = write!(text, " in {steps} steps");
+            }
+            if recovery.ridge > 0.0 {
+                let _ = write!(text, " with ridge {}", recovery.ridge);
+            }
+        }
+        text + &self.blocks.describe()
     }
 }
 

@@ -9,7 +9,8 @@ use serde::{Serialize, Serializer};
 
 use crate::check::{Findings, Outputs, WeightError};
 use crate::loader::Checkpoint;
-use crate::pipeline::Tally;
+use crate::pipeline::{Calibrated, Layer, Tally};
+use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
 pub use bench::{BenchReport, bench_table};
@@ -36,6 +37,9 @@ pub struct Report {
     /// What was removed, if anything was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pruning: Option<Pruned>,
+    /// What became of each layer on the calibration text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
     check: Option<Outputs>,
     /// What outputs were compared on.
     text: Option<String>,
@@ -87,6 +91,32 @@ struct Weights {
     quantized: usize,
     kept: usize,
     worst: Vec<WeightError>,
+}
+
+/// What calibration did.
+#[derive(Debug, Clone, Serialize)]
+struct Calibration {
+    /// Tokens of the text.
+    tokens: usize,
+    layers: Vec<LayerLoss>,
+}
+
+/// Half the mean squared error of a layer's outputs, by what was done to it.
+#[derive(Debug, Clone, Serialize)]
+struct LayerLoss {
+    name: String,
+    /// After pruning; null where the method does not know.
+    pruned: Option<f64>,
+    /// What was minimised (with the ridge), before and after; and whether that was taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Loss>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Loss {
+    before: f64,
+    after: f64,
+    taken: bool,
 }
 
 /// What pruning removed.
@@ -186,6 +216,7 @@ impl Report {
                 worst: findings.map(|findings| worst(&findings.weights)).unwrap_or_default(),
             },
             pruning,
+            calibration: None,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
             clients: clients(plan, recipe),
@@ -194,6 +225,30 @@ impl Report {
             table: by_encoding(plan),
             conversion: recipe.is_conversion(),
         }
+    }
+}
+
+impl Report {
+    /// Adds what calibration did.
+    pub fn add_calibration(&mut self, calibrated: &Calibrated) {
+        let loss = |layer: &Layer| LayerLoss {
+            name: layer.name.clone(),
+            pruned: layer.loss,
+            recovery: layer.refit.map(|Refit { before, after, taken }| Loss { before, after, taken }),
+        };
+        let layers: Vec<LayerLoss> = calibrated.layers.iter().map(loss).collect();
+        let refits: Vec<&Loss> = layers.iter().filter_map(|layer| layer.recovery.as_ref()).collect();
+        if !refits.is_empty() {
+            let sum = |of: fn(&Loss) -> f64| refits.iter().map(|loss| of(loss)).sum::<f64>();
+            self.notes.push(format!(
+                "recovery: loss of {} layers {:.4e} → {:.4e} in all; {} left as they were",
+                refits.len(),
+                sum(|loss| loss.before),
+                sum(|loss| loss.after),
+                refits.iter().filter(|loss| !loss.taken).count()
+            ));
+        }
+        self.calibration = Some(Calibration { tokens: calibrated.tokens, layers });
     }
 }
 

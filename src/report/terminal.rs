@@ -45,6 +45,22 @@ pub fn compress_table(report: &Report) -> String {
         parts.add_row([name.clone(), count.to_string(), values.to_string(), bytes(*size)]);
     }
     out.push_str(&text_of(&parts));
+    if let Some(calibration) =
+        report.calibration.as_ref().filter(|found| found.layers.iter().any(|l| l.pruned.is_some()))
+    {
+        let mut rows = table(&["loss of a layer's outputs", "pruned", "recovered"], 1);
+        for layer in &calibration.layers {
+            let recovered = match &layer.recovery {
+                Some(loss) if loss.taken => format!("{:.4e}", loss.after),
+                Some(_) => "left as it was".to_owned(),
+                None => String::new(),
+            };
+            let pruned = layer.pruned.map(|loss| format!("{loss:.4e}")).unwrap_or_default();
+            rows.add_row([layer.name.clone(), pruned, recovered]);
+        }
+        out.push('\n');
+        out.push_str(&text_of(&rows));
+    }
     if !report.weights.worst.is_empty() {
         out.push('\n');
         out.push_str(&worst_table(&report.weights.worst));

@@ -75,25 +75,66 @@ impl<'a> Walk<'a> {
             if layer >= model.shape().layers {
                 continue;
             }
-            let block = model.block(layer)?;
-            let longest = self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-            let rotation = block.rotation(0..longest);
-            let firsts = vec![0; self.starts.len()];
-            let width = model.shape().hidden;
-            let chunk = tokens_at_a_time(model, self.job.memory);
             observer.block_begins(number, layer, &self.hidden[number]);
-            for windows in groups(&self.starts, chunk) {
-                let first = self.starts[windows.start];
-                let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
-                let rows = first..self.starts[windows.end];
-                let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
-                let mut context = Context { model: number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
-                let hidden = &mut self.hidden[number][rows.start * width..rows.end * width];
-                block.forward(hidden, &group, rotation.as_ref(), None, &mut context)?;
-                self.job.progress.advance(rows.len() as u64);
-            }
+            let mut hidden = std::mem::take(&mut self.hidden[number]);
+            let width = model.shape().hidden;
+            let result = self.through(model, number, layer, observer, |rows, apply| {
+                apply(&mut hidden[rows.start * width..rows.end * width])
+            });
+            self.hidden[number] = hidden;
+            result?;
             observer.block_ends(number, layer, &self.hidden[number]);
             model.release(layer);
+        }
+        Ok(())
+    }
+
+    /// Shows the observer what block `layer` of `model` sees and computes where the walked model `number` is now, and stays
+    /// there: hidden states are those that the block would change, but it changes copies. The observer is told of model
+    /// `number`. Advances progress by the tokens.
+    ///
+    /// # Errors
+    /// As [`Walk::block`].
+    pub fn peek(
+        &mut self,
+        model: &Model,
+        number: usize,
+        layer: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let hidden = std::mem::take(&mut self.hidden[number]);
+        let width = model.shape().hidden;
+        let result = self.through(model, number, layer, observer, |rows, apply| {
+            apply(&mut hidden[rows.start * width..rows.end * width].to_vec())
+        });
+        self.hidden[number] = hidden;
+        model.release(layer);
+        result
+    }
+
+    /// Leads the windows through a block, group by group: `each` is given a group's rows and what applies the block to their
+    /// hidden states.
+    fn through(
+        &mut self,
+        model: &Model,
+        number: usize,
+        layer: usize,
+        observer: &mut dyn Observer,
+        mut each: impl FnMut(Range<usize>, &mut dyn FnMut(&mut [f32]) -> Result<(), Error>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let block = model.block(layer)?;
+        let longest = self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        let rotation = block.rotation(0..longest);
+        let firsts = vec![0; self.starts.len()];
+        let chunk = tokens_at_a_time(model, self.job.memory);
+        for windows in groups(&self.starts, chunk) {
+            let first = self.starts[windows.start];
+            let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
+            let rows = first..self.starts[windows.end];
+            let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
+            let mut context = Context { model: number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
+            each(rows.clone(), &mut |hidden| block.forward(hidden, &group, rotation.as_ref(), None, &mut context))?;
+            self.job.progress.advance(rows.len() as u64);
         }
         Ok(())
     }

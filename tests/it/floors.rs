@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("calibration", 6),
     ("quantizer", 7),
     ("pruner", 7),
+    ("fit", 8),
     ("recipe", 8),
     ("pipeline", 9),
     ("check", 10),

@@ -9,6 +9,7 @@ mod convert;
 mod dtypes;
 mod exchange;
 mod families;
+mod fit;
 mod fixtures;
 mod floors;
 mod gguf;

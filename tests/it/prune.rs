@@ -203,3 +203,128 @@ fn what_cannot_be_asked_for_is_refused_before_any_work() {
     compress(args![&broken, "--prune", "1", "-o", &ours]).exits(3).says(&["NaN", "row 4, column 5"]);
     assert!(!ours.exists());
 }
+
+/// Prunes kjv-nano by its own text.
+fn calibrated(out: &std::path::Path, flags: &[&str]) -> Value {
+    let args = args![
+        fixture("kjv-nano"),
+        "-o",
+        out,
+        "--json",
+        "--accept",
+        "--force",
+        "--check-tokens",
+        "1500",
+        "--text",
+        fixture("kjv-nano/valid.txt"),
+        "--calibrate",
+        fixture("kjv-nano/valid.txt"),
+        "--calibrate-tokens",
+        "4096"
+    ];
+    compress(args.into_iter().chain(flags.iter().map(Into::into))).exits(0).json()
+}
+
+fn kl(report: &Value) -> f64 {
+    report["check"]["kl"]["mean"].as_f64().unwrap()
+}
+
+#[test]
+fn methods_that_look_at_inputs_are_better_and_recovery_improves_each() {
+    let out = tempfile::tempdir().unwrap();
+    let ours = out.path().join("o");
+    for (pattern, per_row) in [("0.5", 2), ("2:4", 2)] {
+        let mut found = Vec::new();
+        for method in ["magnitude", "wanda", "sparsegpt"] {
+            let plain = match method {
+                "magnitude" => {
+                    let args = args![
+                        fixture("kjv-nano"),
+                        "-o",
+                        &ours,
+                        "--json",
+                        "--accept",
+                        "--force",
+                        "--check-tokens",
+                        "1500",
+                        "--text",
+                        fixture("kjv-nano/valid.txt"),
+                        "--prune",
+                        pattern
+                    ];
+                    compress(args).exits(0).json()
+                }
+                method => calibrated(&ours, &["--prune", pattern, "--prune-method", method]),
+            };
+            let recovered = calibrated(&ours, &["--prune", pattern, "--prune-method", method, "--recover"]);
+            assert!(kl(&recovered) < kl(&plain), "{pattern} {method}: {} {}", kl(&recovered), kl(&plain));
+            for layer in recovered["calibration"]["layers"].as_array().unwrap() {
+                let loss = |when: &str| layer["recovery"][when].as_f64().unwrap();
+                assert!(loss("after") <= loss("before"), "{layer}");
+            }
+            assert_eq!(recovered["failures"], Value::Array(vec![]));
+            for (name, (shape, values)) in linears(&ours.join("model.safetensors")) {
+                for row in values.chunks(shape[1]) {
+                    assert_eq!(row.iter().filter(|x| **x == 0.0).count(), shape[1] / per_row, "{name}");
+                    let groups = row.chunks(4).all(|group| group.iter().filter(|x| **x != 0.0).count() <= 2);
+                    assert!(pattern == "0.5" || groups, "{name}");
+                }
+            }
+            found.push((kl(&plain), kl(&recovered)));
+        }
+        let [magnitude, wanda, sparsegpt] = found[..] else { unreachable!() };
+        assert!(wanda.0 < magnitude.0 && sparsegpt.0 < magnitude.0, "{pattern}: {found:?}");
+        assert!(magnitude.1 < wanda.0, "{pattern}: {found:?}");
+    }
+}
+
+#[test]
+fn calibrated_pruning_does_not_depend_on_threads_and_goes_on_into_every_scheme() {
+    let out = tempfile::tempdir().unwrap();
+    let (one, two) = (out.path().join("one"), out.path().join("two"));
+    for flags in [
+        &["--prune", "0.5", "--prune-method", "wanda"][..],
+        &["--prune", "2:4", "--prune-method", "sparsegpt", "--recover", "--int8"],
+        &["--prune", "0.5", "--prune-scope", "global", "--recover", "--steps", "5", "--ridge", "0.001"],
+        &["--prune", "0.5", "--prune-method", "sparsegpt", "--prune-scope", "tensor", "--bf16"],
+    ] {
+        calibrated(&one, &[flags, &["--threads", "1"]].concat());
+        let report = calibrated(&two, &[flags, &["--threads", "2", "--no-mmap"]].concat());
+        assert_eq!(tensors(&one.join("model.safetensors")), tensors(&two.join("model.safetensors")), "{flags:?}");
+        assert!(report["pruning"]["zeros"].as_u64().unwrap() * 2 >= report["pruning"]["values"].as_u64().unwrap());
+    }
+    let left = std::fs::read_dir(out.path()).unwrap().count();
+    assert_eq!(left, 2, "nothing staged is left");
+    let gguf = out.path().join("m.gguf");
+    let report = calibrated(&gguf, &["--prune", "0.5", "--prune-method", "wanda", "--scheme", "q8_0"]);
+    assert_eq!(report["pruning"]["zeros_lost"], 0);
+}
+
+#[test]
+fn calibration_that_cannot_be_is_refused_before_any_work() {
+    let out = tempfile::tempdir().unwrap();
+    let (ours, short) = (out.path().join("o"), out.path().join("short.txt"));
+    std::fs::write(&short, "Too short.").unwrap();
+    let short = short.to_str().unwrap();
+    let text = fixture("kjv-nano/valid.txt");
+    let text = text.to_str().unwrap();
+    for (flags, word) in [
+        (&["--prune", "0.5", "--prune-method", "wanda"][..], "--calibrate"),
+        (&["--prune", "0.5", "--recover"], "--calibrate"),
+        (&["--prune", "0.5", "--calibrate", text], "looks at a text"),
+        (&["--prune", "0.5", "--prune-method", "sparsegpt", "--calibrate", short], "at least one window"),
+        (&["--prune", "0.5", "--prune-method", "wanda", "--prune-scope", "tensor", "--calibrate", text], "row"),
+        (&["--prune", "0.5", "--recover", "--calibrate", text, "--ridge", "-1"], "number from 0"),
+        (&["--recover", "--calibrate", text], "--prune"),
+    ] {
+        let run = program().arg(fixture("kjv-nano")).args(flags).arg("-o").arg(&ours).output().unwrap();
+        crate::support::Run::from(run).exits(2).says(&[word]);
+    }
+    let chain =
+        args![fixture("linear/model.safetensors"), "--prune", "0.5", "--prune-method", "wanda", "--calibrate", text];
+    compress(chain.into_iter().chain(args!["-o", &ours])).exits(2).says(&["no transformer"]);
+    std::fs::create_dir(&ours).unwrap();
+    let taken = args![fixture("kjv-nano"), "--prune", "0.5", "--recover", "--calibrate", text, "-o", &ours];
+    compress(taken).exits(2).says(&["exists"]);
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 2);
+}

@@ -1,0 +1,168 @@
+//! Sums over the inputs of matrices: how large each input is, and how inputs go together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::family::Slot;
+use crate::runtime::kernels::gemm::{View, times_transposed};
+use crate::runtime::kernels::tiles::Tile;
+use crate::runtime::{Activations, Observer, Place};
+use crate::threads::Pool;
+
+/// The place by which an input is known that several matrices share: query, key and value have one, gate and up.
+pub fn shared_input(place: Place) -> Place {
+    let slot = match place.slot {
+        Slot::AttnK | Slot::AttnV => Slot::AttnQ,
+        Slot::FfnGate => Slot::FfnUp,
+        slot => slot,
+    };
+    Place { slot, ..place }
+}
+
+/// What is asked for of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wanted {
+    /// Σ x² of each feature.
+    Squares,
+    /// Σ x xᵀ, of which the former is the diagonal.
+    Products,
+}
+
+/// What is known of an input: sums over `rows` tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// Tokens that were seen. An expert of a mixture sees some of the text only.
+    pub rows: u64,
+    /// Features.
+    pub cols: usize,
+    /// Σ x² of each feature.
+    squares: Vec<f64>,
+    /// Σ x xᵀ `[cols, cols]`, or empty.
+    products: Vec<f64>,
+}
+
+/// Features of a tile of the product.
+const TILE: usize = 256;
+
+impl Inputs {
+    /// Nothing seen yet.
+    pub fn new(cols: usize, wanted: Wanted) -> Self {
+        let products = if wanted == Wanted::Products { cols * cols } else { 0 };
+        Self { rows: 0, cols, squares: vec![0.0; cols], products: vec![0.0; products] }
+    }
+
+    /// Adds rows of inputs. Sums have a fixed order, so that the number of threads changes nothing: within what is added at
+    /// a time, products are summed in f32; the totals are in f64.
+    pub fn add(&mut self, x: &[f32], pool: &Pool) {
+        let (d, rows) = (self.cols, x.len() / self.cols.max(1));
+        self.rows += rows as u64;
+        for row in x.chunks_exact(d) {
+            self.squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+        }
+        if self.products.is_empty() || rows == 0 {
+            return;
+        }
+        let mut turned = vec![0f32; x.len()];
+        for (i, row) in x.chunks_exact(d).enumerate() {
+            row.iter().enumerate().for_each(|(j, x)| turned[j * rows + i] = *x);
+        }
+        // A run of rows of the lower triangle for each piece of work.
+        pool.for_each_chunk(&mut self.products, TILE * d, |band, sums| {
+            let first = band * TILE;
+            let height = sums.len() / d;
+            let left = View::new(&turned[first * rows..], height, rows, rows);
+            let mut product = vec![0f32; height * TILE];
+            for column in (0..first + height).step_by(TILE) {
+                let width = TILE.min(d - column);
+                let right = View::new(&turned[column * rows..], width, rows, rows);
+                let product = &mut product[..height * width];
+                times_transposed(left, right, 1.0, &mut Tile::whole(product, width));
+                for (sums, product) in sums.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
+                    let sums = &mut sums[column..column + width];
+                    sums.iter_mut().zip(product).for_each(|(sum, x)| *sum += f64::from(*x));
+                }
+            }
+        });
+    }
+
+    /// ‖x‖₂ of each feature over all tokens.
+    pub fn norms(&self) -> Vec<f32> {
+        self.squares.iter().map(|sum| sum.sqrt() as f32).collect()
+    }
+
+    /// H = XᵀX / m `[cols, cols]`, symmetric; `None` if products were not asked for or no token was seen.
+    pub fn hessian(mut self) -> Option<Vec<f64>> {
+        if self.products.is_empty() || self.rows == 0 {
+            return None;
+        }
+        let (d, m) = (self.cols, self.rows as f64);
+        for i in 0..d {
+            for j in 0..=i {
+                let mean = self.products[i * d + j] / m;
+                self.products[i * d + j] = mean;
+                self.products[j * d + i] = mean;
+            }
+        }
+        Some(self.products)
+    }
+
+    /// Bytes that such sums take.
+    pub fn bytes(cols: usize, wanted: Wanted) -> u64 {
+        let cols = cols as u64;
+        8 * if wanted == Wanted::Products { cols * cols } else { cols }
+    }
+}
+
+/// Watches a walk and adds up the inputs that are asked for.
+pub struct Gatherer {
+    pool: Arc<Pool>,
+    wanted: BTreeMap<Place, Wanted>,
+    found: BTreeMap<Place, Inputs>,
+}
+
+impl Gatherer {
+    /// Watches these inputs, by the place that they share.
+    pub fn new(wanted: BTreeMap<Place, Wanted>, pool: Arc<Pool>) -> Self {
+        Self { pool, wanted, found: BTreeMap::new() }
+    }
+
+    /// What was seen. An expert that saw no token is not there.
+    pub fn finish(self) -> BTreeMap<Place, Inputs> {
+        self.found
+    }
+}
+
+impl Observer for Gatherer {
+    fn input(&mut self, _: usize, place: Place, x: &Activations<'_>) {
+        // Matrices with the same input are told one by one; the one that stands for all is watched.
+        let Some(&wanted) = self.wanted.get(&place) else { return };
+        let inputs = self.found.entry(place).or_insert_with(|| Inputs::new(x.cols(), wanted));
+        inputs.add(x.f32(), &self.pool);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_a_plain_loop_for_any_number_of_threads() {
+        let d = 300;
+        let x: Vec<f32> = (0..50 * d).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 300.0).collect();
+        let gathered = |threads| {
+            let mut inputs = Inputs::new(d, Wanted::Products);
+            let pool = Pool::new(threads);
+            x.chunks(20 * d).for_each(|x| inputs.add(x, &pool));
+            inputs
+        };
+        let inputs = gathered(1);
+        assert_eq!(inputs, gathered(2));
+        let norms = inputs.norms();
+        let h = inputs.hessian().unwrap();
+        let product = |i: usize, j: usize| x.chunks(d).map(|x| f64::from(x[i]) * f64::from(x[j])).sum::<f64>();
+        for (i, j) in [(0, 0), (1, 0), (0, 1), (299, 3), (3, 299), (256, 255), (270, 280)] {
+            assert!((h[i * d + j] - product(i, j) / 50.0).abs() < 1e-4, "{i} {j}");
+            assert!((f64::from(norms[i]) - product(i, i).sqrt()).abs() < 1e-4);
+        }
+    }
+}

@@ -353,7 +353,7 @@ pub struct BenchArgs {
 /// `compress fit`.
 #[derive(Debug, Args)]
 pub struct FitArgs {
-    /// The data: .csv with the targets in the last columns, or .safetensors with `x` and `y`
+    /// The data: .csv with the targets in the last columns, or .safetensors or .npz with `x` and `y`
     #[arg(value_name = "DATA")]
     pub data: PathBuf,
     /// The model to write

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use formats::{Access, Limits, TensorBytes};
+use formats::{Access, Dtype, Limits, TensorBytes};
 
 use super::{Error, Result};
 use crate::encoding::plain::Real;
@@ -24,16 +24,16 @@ pub struct Data {
 const NAMES: [&[&str]; 2] = [&["x", "X", "features", "inputs"], &["y", "Y", "targets", "outputs", "labels"]];
 
 impl Data {
-    /// Reads a .csv file (the last `targets` columns of each line are targets; a heading is allowed) or a .safetensors file with
-    /// tensors `x` `[rows, features]` and `y` `[rows]` or `[rows, targets]`.
+    /// Reads a .csv file (the last `targets` columns of each line are targets; a heading is allowed), or a .safetensors or
+    /// .npz file with tensors `x` `[rows, features]` and `y` `[rows]` or `[rows, targets]`, of floats or whole numbers.
     ///
     /// # Errors
     /// A file that cannot be read or holds something else.
     pub fn read(path: &Path, targets: usize) -> Result<Self> {
         match path.extension().and_then(|ext| ext.to_str()) {
             Some("csv") => from_csv(path, targets),
-            Some("safetensors") => from_safetensors(path),
-            _ => Err(wrong(path, "another kind of file", "a .csv or .safetensors file")),
+            Some("safetensors" | "npz") => from_tensors(path),
+            _ => Err(wrong(path, "another kind of file", "a .csv, .safetensors or .npz file")),
         }
     }
 
@@ -89,18 +89,38 @@ fn from_csv(path: &Path, targets: usize) -> Result<Data> {
     Ok(Data { x, y, features: width, targets })
 }
 
-fn from_safetensors(path: &Path) -> Result<Data> {
+/// Whether numbers of this dtype are read.
+fn is_number(dtype: Dtype) -> bool {
+    dtype.is_float() || matches!(dtype, Dtype::I8 | Dtype::U8 | Dtype::I16 | Dtype::I32 | Dtype::I64)
+}
+
+/// The nearest floats.
+fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
+    fn each<const N: usize>(bytes: &[u8], out: &mut [f64], float: impl Fn([u8; N]) -> f64) {
+        out.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, b)| *x = float(*b));
+    }
+    match dtype {
+        Dtype::I8 => each(bytes, out, |b| i8::from_le_bytes(b).into()),
+        Dtype::U8 => each(bytes, out, |b| u8::from_le_bytes(b).into()),
+        Dtype::I16 => each(bytes, out, |b| i16::from_le_bytes(b).into()),
+        Dtype::I32 => each(bytes, out, |b| i32::from_le_bytes(b).into()),
+        Dtype::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f64),
+        dtype => f64::decode(dtype, bytes, out),
+    }
+}
+
+fn from_tensors(path: &Path) -> Result<Data> {
     let source = formats::open(path, Access::Mapped, &Limits::default())?;
     let read = |names: &[&str]| {
         let tensors = source.tensors().iter().enumerate();
-        let mut found = tensors.filter(|(_, tensor)| names.contains(&tensor.name.as_str()) && tensor.dtype.is_float());
+        let mut found = tensors.filter(|(_, tensor)| names.contains(&tensor.name.as_str()) && is_number(tensor.dtype));
         let (Some((at, tensor)), None) = (found.next(), found.next()) else {
             let all: Vec<&str> = source.tensors().iter().map(|tensor| tensor.name.as_str()).take(10).collect();
-            let expected = format!("one tensor of floats called {}", names.join(" or "));
+            let expected = format!("one tensor of numbers called {}", names.join(" or "));
             return Err(wrong(path, format!("tensors {}", all.join(", ")), expected));
         };
         let mut values = vec![0f64; tensor.elements().unwrap_or(0) as usize];
-        f64::decode(tensor.dtype, &TensorBytes::load(&source, at)?, &mut values);
+        decode(tensor.dtype, &TensorBytes::load(&source, at)?, &mut values);
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             return Err(wrong(path, format!("NaN or infinity in `{}` at {at}", tensor.name), "finite numbers"));
         }

@@ -266,7 +266,7 @@ impl Pruner<'_> {
         for alike in matrices.chunk_by(|a, b| shared_input(a.place) == shared_input(b.place)) {
             let inputs = inputs.remove(&shared_input(alike[0].place));
             let norms = inputs.as_ref().map(Inputs::norms);
-            let hessian = inputs.and_then(Inputs::hessian);
+            let hessian = inputs.and_then(|inputs| inputs.hessian(&self.job.pool));
             let cols = self.cols(&alike[0]);
             let by_sparsegpt = alike.iter().any(|matrix| matrix.sparsity.method == Method::SparseGpt);
             let factor = hessian.as_ref().filter(|_| by_sparsegpt).and_then(|h| sparsegpt::Factor::new(h, cols));

@@ -68,7 +68,7 @@ fn wanda_removes_what_the_plain_reference_removes() {
 #[test]
 fn sparsegpt_is_the_reference_in_float64() {
     let layer = Layer::read();
-    let h = layer.inputs().hessian().unwrap();
+    let h = layer.inputs().hessian(&Pool::new(1)).unwrap();
     let factor = sparsegpt::Factor::new(&h, COLS).unwrap();
     let original = layer.get("w");
     for (pattern, scope, name) in [
@@ -98,7 +98,7 @@ fn sparsegpt_is_the_reference_in_float64() {
 #[test]
 fn refitting_finds_the_minimum_over_the_kept_weights_and_descent_goes_there() {
     let layer = Layer::read();
-    let h = layer.inputs().hessian().unwrap();
+    let h = layer.inputs().hessian(&Pool::new(1)).unwrap();
     let original = layer.get("w");
     let pool = Pool::new(2);
     let moments = Moments::of_layer(&original, h.clone(), COLS, &pool);
@@ -129,7 +129,7 @@ fn refitting_finds_the_minimum_over_the_kept_weights_and_descent_goes_there() {
 #[test]
 fn a_layer_that_would_get_worse_is_left_as_it_was() {
     let layer = Layer::read();
-    let h = layer.inputs().hessian().unwrap();
+    let h = layer.inputs().hessian(&Pool::new(1)).unwrap();
     let mut w = layer.get("w");
     let pool = Pool::new(1);
     let moments = Moments::of_layer(&w, h, COLS, &pool);

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use crate::args;
-use crate::support::{compress, f32s, noise, tensors, write_safetensors};
+use crate::support::{compress, f32s, fixture, noise, tensors, write_safetensors};
 
 const EXAMPLE: &str = "x1,x2,y\n1,2,1\n2,3,2\n3,4,3\n4,5,4\n";
 
@@ -44,6 +44,19 @@ fn tensors_with_several_targets_are_fitted_and_evaluated_on_rows_that_were_held_
     for (found, expected) in bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).zip(w) {
         assert!((found - expected).abs() < 1e-4);
     }
+}
+
+#[test]
+fn arrays_that_numpy_wrote_are_fitted_whole_numbers_too() {
+    let out = tempfile::tempdir().unwrap();
+    let (model, next) = (out.path().join("m.safetensors"), out.path().join("x.csv"));
+    std::fs::write(&next, "5,6\n").unwrap();
+    compress(args!["fit", fixture("fit/example.npz"), "-o", &model, "-q"]).exits(0);
+    let prediction: f64 =
+        compress(args!["run", &model, "--inputs", &next, "-q"]).exits(0).stdout.trim().parse().unwrap();
+    assert!((prediction - 5.0).abs() < 1e-3, "{prediction}");
+    let error = compress(args!["fit", fixture("exchange/chain.npz"), "-o", &model, "--force"]).exits(3);
+    error.says(&["chain.npz", "one tensor of numbers called x"]);
 }
 
 #[test]

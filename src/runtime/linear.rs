@@ -136,10 +136,17 @@ impl Linear for Matrix {
     }
 }
 
+/// Weights' rows in a tile, with few rows of x: a few tiles for each thread, so that all end together, and no more, since
+/// at the beginning of each there is nothing yet that was fetched ahead.
+fn few_cols(n: usize, pool: &Pool) -> usize {
+    n.div_ceil(4 * pool.threads()).next_multiple_of(32)
+}
+
 fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
     let kernel = float::kernel();
     if x.rows() < float::FEW || kernel.takes_many() {
-        return tiles::for_each(pool, out, n, &[0, x.rows()], float::PANEL, |mut tile| {
+        let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
+        return tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
             kernel.multiply(stored, tile.first_col(), x, &mut tile);
         });
     }
@@ -160,7 +167,8 @@ fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], sc
 fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &mut [f32], pool: &Pool) {
     let (kernel, k, rows) = (integer::kernel(), x.cols(), x.rows());
     let x = x.int8_runs(share, pool);
-    tiles::for_each(pool, out, n, &[0, rows], integer::PANEL, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+    let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
+    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
 }
 
 fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
@@ -175,17 +183,18 @@ fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scr
     let n = out.len() / rows.max(1);
     let int8 = x.int8(pool);
     let kernel = int8::kernel();
-    tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), TILE_COLS, |mut tile| {
+    let tile_cols = if rows < float::FEW { few_cols(n, pool) } else { TILE_COLS };
+    tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), tile_cols, |mut tile| {
         let (first_row, rows, first_col, cols) = (tile.first_row(), tile.rows(), tile.first_col(), tile.cols());
-        let mut own = [0.0; TILE_COLS];
-        scales.read(first_col, &mut own[..cols]);
+        let mut own = vec![0.0; cols];
+        scales.read(first_col, &mut own);
         scratch.ints(rows * cols, |sums| {
             let x_codes = &int8.codes[first_row * k..][..rows * k];
             let codes = &codes[first_col * k..][..cols * k];
             kernel.dot(codes, x_codes, &int8.sums[first_row..][..rows], k, sums);
             for (i, sums) in sums.chunks_exact(cols).enumerate() {
                 let x_scale = int8.scales[first_row + i];
-                for ((y, sum), scale) in tile.row(i).iter_mut().zip(sums).zip(own) {
+                for ((y, sum), scale) in tile.row(i).iter_mut().zip(sums).zip(&own) {
                     *y = *sum as f32 * x_scale * scale;
                 }
             }

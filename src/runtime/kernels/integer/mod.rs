@@ -47,6 +47,9 @@ pub fn kernel() -> RunKernel {
     *CHOSEN.get_or_init(|| RunKernel(super::choose(TABLE)))
 }
 
+/// With fewer rows of x, tiles may have any number of columns; with so many or more, at most [`PANEL`].
+pub const FEW: usize = 8;
+
 /// Rows of weights that are multiplied together, with many rows of x.
 pub const PANEL: usize = 32;
 

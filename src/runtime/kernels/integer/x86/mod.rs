@@ -4,11 +4,8 @@ mod expand;
 mod panel;
 mod row;
 
-use super::Operands;
+use super::{FEW, Operands};
 use crate::runtime::kernels::tiles::Tile;
-
-/// The most rows of x for which panels are not worth their making.
-const FEW: usize = 7;
 
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and VNNI. Weights and x have k columns, a multiple of 32, and the tile lies within
@@ -17,7 +14,7 @@ const FEW: usize = 7;
 pub(super) unsafe fn avx512_vnni(o: &Operands<'_>, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if tile.rows() <= FEW {
+        if tile.rows() < FEW {
             row::multiply(o, tile);
         } else {
             panel::multiply(o, tile);

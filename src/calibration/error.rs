@@ -28,6 +28,16 @@ pub enum Error {
         /// What it should hold.
         expected: String,
     },
+    /// A calibration file that does not serve.
+    #[error("--calibration {}: found {found}, expected {expected}", file.display())]
+    Recorded {
+        /// The file.
+        file: PathBuf,
+        /// What it holds.
+        found: String,
+        /// What it should hold.
+        expected: String,
+    },
     /// A model through which no text can be led.
     #[error("{}: cannot be calibrated: {why}", file.display())]
     Model {
@@ -45,6 +55,7 @@ impl Error {
             Self::Format(e) => e.kind(),
             Self::Loader(e) => e.kind(),
             Self::Runtime(e) => e.kind(),
+            Self::Recorded { .. } => Kind::Input,
             Self::Text { .. } | Self::Model { .. } => Kind::Usage,
         }
     }

@@ -78,8 +78,32 @@ impl Inputs {
         }
     }
 
+    /// What was summed before: over so many tokens, Σ x² and, if not empty, the lower triangle of Σ x xᵀ row by row.
+    pub fn known(rows: u64, squares: Vec<f64>, triangle: &[f64]) -> Self {
+        let cols = squares.len();
+        let mut products = vec![0.0; if triangle.is_empty() { 0 } else { cols * cols }];
+        let mut rest = triangle;
+        for (i, row) in products.chunks_exact_mut(cols.max(1)).enumerate() {
+            let (here, after) = rest.split_at(i + 1);
+            row[..=i].copy_from_slice(here);
+            rest = after;
+        }
+        Self { rows, cols, squares, products, pending: Vec::new() }
+    }
+
+    /// Σ x² of each feature.
+    pub fn squares(&self) -> &[f64] {
+        &self.squares
+    }
+
+    /// The rows of the lower triangle of Σ x xᵀ, of all rows that were added before [`Inputs::add_pending`]; none if products were
+    /// not asked for.
+    pub fn triangle(&self) -> impl Iterator<Item = &[f64]> {
+        self.products.chunks_exact(self.cols.max(1)).enumerate().map(|(i, row)| &row[..=i])
+    }
+
     /// Adds the products of the rows that are pending.
-    fn add_pending(&mut self, pool: &Pool) {
+    pub fn add_pending(&mut self, pool: &Pool) {
         let x = std::mem::take(&mut self.pending);
         let (d, rows) = (self.cols, x.len() / self.cols.max(1));
         if rows == 0 {
@@ -151,7 +175,8 @@ impl Gatherer {
     }
 
     /// What was seen. An expert that saw no token is not there.
-    pub fn finish(self) -> BTreeMap<Place, Inputs> {
+    pub fn finish(mut self) -> BTreeMap<Place, Inputs> {
+        self.found.values_mut().for_each(|inputs| inputs.add_pending(&self.pool));
         self.found
     }
 }

@@ -132,7 +132,21 @@ pub fn compare(
     options: &Options,
     job: &Job,
 ) -> Result<Findings> {
-    let weights::Table { errors, missing } = weights::compare(original, written, job)?;
+    compare_to(original, original, written, options, job)
+}
+
+/// As [`compare`], with weights compared to those of `source`: what is left of the original where parts were removed.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_to(
+    source: &Arc<Checkpoint>,
+    original: &Arc<Checkpoint>,
+    written: &Arc<Checkpoint>,
+    options: &Options,
+    job: &Job,
+) -> Result<Findings> {
+    let weights::Table { errors, missing } = weights::compare(source, written, job)?;
     let mut failures = Vec::new();
     let broken: Vec<&str> = errors.iter().filter(|e| !e.finite).map(|e| e.name.as_str()).collect();
     if !broken.is_empty() {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::encoding::Inputs;
+use crate::pruner::parts::Layers;
 use crate::pruner::{Fraction, Method, Pattern, Scope};
 
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
@@ -67,6 +68,15 @@ pub struct RecipeArgs {
     /// Among which weights the least are looked for: row, tensor, global [default: row]
     #[arg(long, value_name = "SCOPE", requires = "prune")]
     pub prune_scope: Option<Scope>,
+    /// Remove this share of the attention heads of every layer, with the keys and values that they share; needs --calibrate
+    #[arg(long, value_name = "FRACTION", conflicts_with = "recipe", allow_negative_numbers = true)]
+    pub prune_heads: Option<Fraction>,
+    /// Remove this share of the neurons of every feed-forward part; needs --calibrate
+    #[arg(long, value_name = "FRACTION", conflicts_with = "recipe", allow_negative_numbers = true)]
+    pub prune_neurons: Option<Fraction>,
+    /// Remove the N layers that change their input least, which needs --calibrate, or those of a list: 5,6, or 5, for one
+    #[arg(long, value_name = "N|LIST", conflicts_with = "recipe", allow_negative_numbers = true)]
+    pub prune_layers: Option<Layers>,
     /// Keep weights whose name matches this regular expression; may be repeated
     #[arg(long, value_name = "REGEX", conflicts_with = "recipe")]
     pub keep: Vec<String>,
@@ -113,11 +123,17 @@ pub struct CalibrationArgs {
     /// Text that shows what the inputs of each weight look like
     #[arg(long, value_name = "TEXT")]
     pub calibrate: Option<PathBuf>,
+    /// Keep what the text showed in this file, for --calibration
+    #[arg(long, value_name = "FILE")]
+    pub calibration_out: Option<PathBuf>,
+    /// Take what a text showed from a file that --calibration-out wrote, instead of from a text
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub calibration: Option<PathBuf>,
     /// Most tokens of that text
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
     pub calibrate_tokens: u64,
     /// Refit what is left of each pruned layer to give the original layer's outputs on that text
-    #[arg(long, requires = "prune", requires = "calibrate")]
+    #[arg(long, requires = "prune")]
     pub recover: bool,
     /// How much large weights are held against a refit
     #[arg(long, value_name = "LAMBDA", requires = "recover", value_parser = ridge, allow_negative_numbers = true)]

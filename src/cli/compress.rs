@@ -1,14 +1,18 @@
 //! `compress MODEL`: what flags mean, and what is written where.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use formats::{Access, Format};
 
-use super::args::{CalibrationArgs, CompressArgs, RecipeArgs};
-use super::{Failure, write};
-use crate::calibration;
+use super::args::{CalibrationArgs, CompressArgs, RecipeArgs, WriteArgs};
+use super::{Failure, progress, write};
+use crate::calibration::{self, Calibration, Origin, Record, Recorded};
 use crate::loader::{Checkpoint, whole_name};
+use crate::pipeline::{self, Choice};
+use crate::pruner::parts::Parts;
 use crate::pruner::{Recovery, Solver, Sparsity};
 use crate::quantizer::imatrix::Imatrix;
 use crate::recipe::{BlockOptions, Plan, Recipe, Scheme, Target};
@@ -19,12 +23,33 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
     let recipe = Recipe { recovery: recovery(&args.calibration), ..recipe };
-    let calibration = calibration(&args.calibration, &recipe)?;
-    let checkpoint = write::open(model, &args.write.common)?;
-    let (target, output) = target(&checkpoint, &recipe, args.output.as_deref())?;
-    let plan = Plan::new(&checkpoint, &recipe, target, &output)?;
+    let original = write::open(model, &args.write.common)?;
+    let calibration = calibration(&args.calibration, &recipe, &original, &args.write)?;
+    let (target, output) = target(&original, &recipe, args.output.as_deref())?;
+    let job = progress::job(&args.write.common)?;
+    let started = Instant::now();
+    let reshaped = match recipe.parts.is_empty() {
+        true => None,
+        false => {
+            let choice = match args.write.dry_run {
+                true => Choice::Sizes,
+                false => Choice::By(calibration.as_ref()),
+            };
+            pipeline::refuse_output(&original, target, &output, args.write.force || args.write.dry_run)?;
+            Some(pipeline::reshape(&original, &recipe.parts, choice, &output, &job)?)
+        }
+    };
+    let checkpoint = reshaped.as_ref().map_or(&original, |reshaped| &reshaped.checkpoint);
+    let plan = Plan::new(checkpoint, &recipe, target, &output)?;
     refuse_idle_pruning(&recipe, &plan)?;
-    write::run(&checkpoint, &recipe, plan, calibration.as_ref(), &output, &args.write)
+    if let Some((calibration, reshaped)) = calibration.as_ref().zip(reshaped.as_ref()).filter(|_| !recipe.calibrates())
+        && let (Some(record), false) = (&calibration.record, args.write.dry_run)
+    {
+        let structure = reshaped.structure.as_ref();
+        calibration::Writer::create(record, &original, reshaped.tokens, structure, &BTreeMap::new())?.publish()?;
+    }
+    let input = write::Input { original: &original, reshaped: reshaped.as_ref(), started };
+    write::run(&input, &recipe, plan, calibration.as_ref().filter(|_| recipe.calibrates()), &output, &args.write, &job)
 }
 
 /// The recipe that flags ask for, if they ask for one.
@@ -32,7 +57,7 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
     let recipe = match (&args.recipe, scheme_of(args)?) {
         (Some(file), _) => Recipe::read(file)?,
         (None, Some(scheme)) => Recipe::from_flags(scheme, &args.keep, args.embeddings)?,
-        (None, None) if args.prune.is_some() => Recipe::as_stored(&args.keep)?,
+        (None, None) if args.prune.is_some() || !parts(args).is_empty() => Recipe::as_stored(&args.keep)?,
         (None, None) => return Ok(None),
     };
     let recipe = match sparsity(args)? {
@@ -55,7 +80,12 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
     if blocks.group.is_some() && !recipe.schemes().iter().any(grouped) {
         return Err(Failure::Usage("--group-size is for w4a16 and w8a16".into()));
     }
-    Ok(Some(Recipe { blocks, ..recipe }))
+    Ok(Some(Recipe { blocks, parts: parts(args), ..recipe }))
+}
+
+/// What flags ask to remove of the model's shape.
+fn parts(args: &RecipeArgs) -> Parts {
+    Parts { layers: args.prune_layers.clone(), heads: args.prune_heads, neurons: args.prune_neurons }
 }
 
 /// What flags ask to remove.
@@ -71,20 +101,39 @@ fn recovery(args: &CalibrationArgs) -> Option<Recovery> {
 }
 
 /// The calibration that the recipe needs.
-fn calibration(args: &CalibrationArgs, recipe: &Recipe) -> Result<Option<calibration::Options>, Failure> {
-    match (&args.calibrate, recipe.calibrates()) {
-        (Some(text), true) => {
+fn calibration(
+    args: &CalibrationArgs,
+    recipe: &Recipe,
+    model: &Checkpoint,
+    write: &WriteArgs,
+) -> Result<Option<Calibration>, Failure> {
+    let parts = recipe.parts.need_text();
+    let from = match (&args.calibrate, &args.calibration, recipe.calibrates() || parts) {
+        (Some(text), _, true) => {
             let tokens = args.calibrate_tokens as usize;
-            Ok(Some(calibration::Options { text: text.clone(), tokens, context: None }))
+            Origin::Text(calibration::Options { text: text.clone(), tokens, context: None })
         }
-        (None, true) => Err(Failure::Usage(
-            "--prune-method wanda and sparsegpt look at the inputs of weights; give a text with --calibrate, or prune by magnitude".into(),
+        (None, Some(file), true) => Origin::File(Recorded::open(file, model)?),
+        (None, None, true) if parts => return Err(Failure::Usage(
+            "--prune-heads, --prune-neurons and --prune-layers N find with a text what matters least; give one with --calibrate, or name layers: --prune-layers 5,6".into(),
         )),
-        (Some(_), false) => Err(Failure::Usage(
-            "--calibrate: nothing that is asked for looks at a text; expected --prune-method wanda or sparsegpt, or --recover".into(),
+        (None, None, true) => return Err(Failure::Usage(
+            "--prune-method wanda and sparsegpt, and --recover, look at the inputs of weights; give a text with --calibrate, or prune by magnitude".into(),
         )),
-        (None, false) => Ok(None),
+        (None, None, false) if args.calibration_out.is_none() => return Ok(None),
+        (_, _, false) => return Err(Failure::Usage(
+            "--calibrate: nothing that is asked for looks at a text; expected --prune-method wanda or sparsegpt, --recover, --prune-heads, --prune-neurons or --prune-layers N".into(),
+        )),
+    };
+    let record = args.calibration_out.as_ref().map(|path| Record {
+        path: path.clone(),
+        force: write.force,
+        recipe: recipe.describe(),
+    });
+    if let Some(record) = &record {
+        formats::Sink::check(&record.path, formats::Shape::File, record.force)?;
     }
+    Ok(Some(Calibration { from, record }))
 }
 
 /// The scheme that flags name.

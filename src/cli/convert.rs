@@ -1,11 +1,12 @@
 //! `compress convert`: another container and dialect, the same numbers.
 
 use std::path::Path;
+use std::time::Instant;
 
 use formats::Format;
 
 use super::args::{ConvertArgs, Float, To};
-use super::{Failure, write};
+use super::{Failure, progress, write};
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
 pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
@@ -30,7 +31,9 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
     });
     let recipe = Recipe::conversion(dtype, args.dequantize);
     let plan = Plan::in_shards(&checkpoint, &recipe, target, shard, output)?;
-    write::run(&checkpoint, &recipe, plan, None, output, &args.write)
+    let job = progress::job(&args.write.common)?;
+    let input = write::Input { original: &checkpoint, reshaped: None, started: Instant::now() };
+    write::run(&input, &recipe, plan, None, output, &args.write, &job)
 }
 
 /// What is written: by `--to`, else by the output's extension.

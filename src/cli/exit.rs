@@ -2,7 +2,7 @@
 
 use formats::Kind;
 
-use crate::{bench, check, fit, loader, pipeline, recipe, runtime};
+use crate::{bench, calibration, check, fit, loader, pipeline, recipe, runtime};
 
 /// Whatever ends the program other than success.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Failure {
     Recipe(#[from] recipe::Error),
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
+    #[error(transparent)]
+    Calibration(#[from] calibration::Error),
     #[error(transparent)]
     Check(#[from] check::Error),
     #[error(transparent)]
@@ -48,6 +50,7 @@ pub fn code(failure: &Failure) -> u8 {
         Failure::Loader(e) => e.kind(),
         Failure::Recipe(e) => e.kind(),
         Failure::Pipeline(e) => e.kind(),
+        Failure::Calibration(e) => e.kind(),
         Failure::Check(e) => e.kind(),
         Failure::Fit(e) => e.kind(),
         Failure::Runtime(e) => e.kind(),

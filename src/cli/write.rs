@@ -7,12 +7,12 @@ use std::time::Instant;
 use formats::{Access, Sink};
 
 use super::args::{Common, WriteArgs};
-use super::{Failure, check as check_command, print, print_json, progress};
-use crate::calibration;
+use super::{Failure, check as check_command, print, print_json};
+use crate::calibration::Calibration;
 use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
-use crate::pipeline;
+use crate::pipeline::{self, Reshaped, Seen};
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
@@ -25,17 +25,30 @@ fn access(common: &Common) -> Access {
     if common.no_mmap { Access::Read } else { Access::Mapped }
 }
 
+/// What is read.
+pub struct Input<'a> {
+    /// The user's model.
+    pub original: &'a Arc<Checkpoint>,
+    /// That model without some of its parts, if that is what is written.
+    pub reshaped: Option<&'a Reshaped>,
+    /// When work began.
+    pub started: Instant,
+}
+
 /// Carries out a plan, after calibrating if there is something to calibrate for, and publishes what it made, if the check passes.
 pub fn run(
-    checkpoint: &Arc<Checkpoint>,
+    input: &Input<'_>,
     recipe: &Recipe,
     mut plan: Plan,
-    calibration: Option<&calibration::Options>,
+    calibration: Option<&Calibration>,
     output: &Path,
     args: &WriteArgs,
+    job: &Job,
 ) -> Result<(), Failure> {
+    let original = input.original;
+    let checkpoint = input.reshaped.map_or(original, |reshaped| &reshaped.checkpoint);
     if args.dry_run || args.common.verbose {
-        let report = PlanReport::new(checkpoint, recipe, &plan, output);
+        let report = PlanReport::new(original, checkpoint, recipe, &plan, output);
         if args.dry_run && args.common.json {
             return print_json(&report);
         }
@@ -44,26 +57,29 @@ pub fn run(
         }
         eprint!("{}", plan_table(&report));
     }
-    let job = progress::job(&args.common)?;
-    let started = Instant::now();
     let calibrated = match calibration {
-        Some(options) => {
-            pipeline::refuse_output(checkpoint, &plan, output, args.force)?;
-            Some(pipeline::calibrate(checkpoint, &mut plan, recipe.recovery, options, output, &job)?)
+        Some(calibration) => {
+            pipeline::refuse_output(original, plan.target, output, args.force)?;
+            if let Some(recorded) = calibration.recorded().filter(|recorded| recorded.recipe() != recipe.describe()) {
+                plan.notes.push(format!("--calibration was gathered while doing: {}", recorded.recipe()));
+            }
+            let structure = input.reshaped.and_then(|reshaped| reshaped.structure.as_ref());
+            let seen = Seen { original, structure };
+            Some(pipeline::calibrate(checkpoint, &mut plan, recipe.recovery, (calibration, seen), output, job)?)
         }
         None => {
-            pipeline::decide(checkpoint, &mut plan, &job)?;
+            pipeline::decide(checkpoint, &mut plan, job)?;
             None
         }
     };
     let source = calibrated.as_ref().map_or(checkpoint, |calibrated| &calibrated.checkpoint);
-    let (sink, tally) = pipeline::write(source, &plan, output, args.force, &job)?;
-    let mut seconds = Seconds { compress: started.elapsed().as_secs_f64(), check: 0.0 };
+    let (sink, tally) = pipeline::write(source, &plan, output, args.force, job)?;
+    let mut seconds = Seconds { compress: input.started.elapsed().as_secs_f64(), check: 0.0 };
     let findings = if args.no_check {
         None
     } else {
         let started = Instant::now();
-        let mut found = check_staged(checkpoint, recipe, &plan, &sink, args, &job)?;
+        let mut found = check_staged(original, checkpoint, recipe, &plan, &sink, args, job)?;
         let pruned = plan.steps.iter().zip(&tally.notes).filter(|(step, _)| step.pruning.is_some());
         pruned.for_each(|(step, notes)| found.expect_zeros(&step.name, notes.zeros - notes.zeros_lost));
         seconds.check = started.elapsed().as_secs_f64();
@@ -77,7 +93,10 @@ pub fn run(
         // The disk had the time of the check too; what it needed beyond that belongs to writing.
         seconds.compress += started.elapsed().as_secs_f64();
     }
-    let mut report = Report::new(checkpoint, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+    let mut report = Report::new(original, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+    if let Some(reshaped) = input.reshaped {
+        report.add_parts(original, reshaped);
+    }
     if let Some(calibrated) = &calibrated {
         report.add_calibration(calibrated);
     }
@@ -100,9 +119,11 @@ pub fn run(
     }
 }
 
-/// Opens the sealed output, which has no name yet, and compares it with the original.
+/// Opens the sealed output, which has no name yet, and compares its outputs with the original's and its weights with those that
+/// were to be written.
 fn check_staged(
     original: &Arc<Checkpoint>,
+    source: &Arc<Checkpoint>,
     recipe: &Recipe,
     plan: &Plan,
     sink: &Sink,
@@ -110,7 +131,7 @@ fn check_staged(
     job: &Job,
 ) -> Result<Findings, Failure> {
     // A single file is the original's own config's: what else lies in the folder may belong to another model.
-    let companions = Some(original.companions().clone()).filter(|_| plan.target != Target::Folder);
+    let companions = Some(source.companions().clone()).filter(|_| plan.target != Target::Folder);
     let options = Options { access: access(&args.common), companions, ..Options::default() };
     let written = Arc::new(Checkpoint::open(sink.staging(), &options)?);
     let options = check_command::options(&args.check, limits(recipe));
@@ -119,11 +140,11 @@ fn check_staged(
     {
         return Ok(found);
     }
-    Ok(check::compare(original, &written, &options, job)?)
+    Ok(check::compare_to(source, original, &written, &options, job)?)
 }
 
 /// The loosest limits of the recipe's schemes, and of pruning.
 fn limits(recipe: &Recipe) -> Limits {
-    let pruned = recipe.prunes().then_some(Limits::PRUNED);
+    let pruned = (recipe.prunes() || !recipe.parts.is_empty()).then_some(Limits::PRUNED);
     recipe.schemes().into_iter().map(Scheme::limits).chain(pruned).fold(Scheme::F16.limits(), Limits::or_looser)
 }

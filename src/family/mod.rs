@@ -21,6 +21,7 @@ pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
 mod registry;
+pub mod reshape;
 pub mod roberta;
 pub mod table;
 

@@ -74,6 +74,15 @@ impl Family {
         &self.tensors
     }
 
+    /// The canonical names of the tensors that belong to no layer.
+    pub fn tensors_of_no_layer(&self) -> impl Iterator<Item = String> {
+        let bare = match (&self.architecture, self.table) {
+            (Architecture::Transformer(t), Some(table)) => table.expand(&Transformer { layers: 0, ..(**t).clone() }),
+            _ => Vec::new(),
+        };
+        bare.into_iter().map(|expected| expected.name().to_owned())
+    }
+
     /// Whether a tensor of this name is known to be without effect, such as a buffer that old files hold.
     pub fn ignores(&self, tensor: &str) -> bool {
         self.table.is_some_and(|table| table.ignores(tensor))

@@ -145,6 +145,12 @@ impl Companions {
         self.files.iter().map(|(name, file)| (*name, file))
     }
 
+    /// The same with this config, as if it stood in that file.
+    pub fn with_config(mut self, file: PathBuf, config: Value) -> Self {
+        self.config = Some((file, config));
+        self
+    }
+
     /// These, and from `other` what these lack.
     pub fn or(self, other: &Companions) -> Self {
         let mut files = other.files.clone();

@@ -391,6 +391,29 @@ impl Checkpoint {
         changed
     }
 
+    /// A model of other shapes in this one's place: its weights in `source`, its config, and everything else as here.
+    ///
+    /// # Errors
+    /// Weights that do not fit the config.
+    pub fn reshaped(&self, source: Arc<Source>, config: Value) -> Result<Self> {
+        let path = self.companions.config.as_ref().map_or_else(|| self.path.clone(), |(path, _)| path.clone());
+        let mut changed = Self {
+            path: self.path.clone(),
+            files: WeightFiles { names: vec![SINGLE.to_owned()], index: None, ..self.files.clone() },
+            sources: vec![source],
+            weights: Vec::new(),
+            by_name: HashMap::new(),
+            companions: self.companions.clone().with_config(path, config),
+            family: None,
+            no_family: None,
+            slots: HashMap::new(),
+            foreign: None,
+            inputs: self.inputs,
+        };
+        changed.understand()?;
+        Ok(changed)
+    }
+
     /// Opens a matrix of pieces stacked row on row.
     pub fn view(&self, pieces: &[Piece], fetch: Fetch) -> formats::Result<View> {
         View::open(&self.sources, &self.weights, pieces, fetch, self.inputs)

@@ -10,7 +10,7 @@ use formats::{Access, FilePlan, Shape, Sink, TensorMeta};
 
 use super::Result;
 use super::prune::{cuts_of, refuse_non_finite};
-use crate::calibration::{self, Gatherer, Inputs, Wanted, shared_input};
+use crate::calibration::{Calibration, Gatherer, Inputs, Recorded, Structure, Wanted, Writer, shared_input};
 use crate::encoding::plain;
 use crate::family::{Part, Slot};
 use crate::job::Job;
@@ -46,6 +46,15 @@ pub struct Layer {
     pub refit: Option<Refit>,
 }
 
+/// What a text showed before matrices were looked at.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    /// The user's model, before parts of it were removed.
+    pub original: &'a Checkpoint,
+    /// How much its parts matter, if that was asked.
+    pub structure: Option<&'a Structure>,
+}
+
 /// A matrix that is to be pruned: rows of a weight that serve one slot.
 struct Matrix {
     place: Place,
@@ -64,11 +73,11 @@ pub fn calibrate(
     checkpoint: &Arc<Checkpoint>,
     plan: &mut Plan,
     recovery: Option<Recovery>,
-    options: &calibration::Options,
+    (calibration, seen): (&Calibration, Seen<'_>),
     output: &Path,
     job: &Job,
 ) -> Result<Calibrated> {
-    let windows = calibration::windows(checkpoint, options)?;
+    let (windows, tokens) = calibration.windows(checkpoint)?;
     let mut wanted: BTreeMap<usize, Sparsity> = BTreeMap::new();
     for step in &plan.steps {
         if let Some(pruning) = step.pruning.as_ref().filter(|pruning| pruning.mask == Mask::Undecided) {
@@ -80,9 +89,17 @@ pub fn calibrate(
     let open = |access| formats::open(staged.staging(), access, &formats::Limits::default());
     // Read by offset: what is staged for a block is seen as soon as it is written.
     let pruned = Arc::new(checkpoint.with_weights(open(Access::Read)?, &names));
-    let mut pruner = Pruner { checkpoint, names: &names, staged: &staged, recovery, job, cuts: HashMap::new() };
+    let cuts = HashMap::new();
+    let mut pruner = Pruner { checkpoint, names: &names, staged: &staged, recovery, job, cuts, record: None };
+    if let Some(record) = &calibration.record {
+        let inputs = pruner.inputs(&matrices);
+        pruner.record = Some(Writer::create(record, seen.original, tokens, seen.structure, &inputs)?);
+    }
     pruner.cut(plan, &wanted, &reached)?;
-    let layers = pruner.walk(&pruned, &windows, matrices)?;
+    let layers = pruner.walk(&pruned, &windows, calibration.recorded(), matrices)?;
+    if let Some(record) = pruner.record.take() {
+        record.publish()?;
+    }
     let checkpoint = Arc::new(checkpoint.with_weights(open(Access::Mapped)?, &names));
     for step in &mut plan.steps {
         let Some(pruning) = step.pruning.as_mut().filter(|pruning| pruning.mask == Mask::Undecided) else { continue };
@@ -97,7 +114,6 @@ pub fn calibrate(
         }
     }
     super::decide(&checkpoint, plan, job)?;
-    let tokens = windows.iter().map(Vec::len).sum();
     Ok(Calibrated { checkpoint, layers, tokens, _staged: staged })
 }
 
@@ -164,6 +180,8 @@ struct Pruner<'a> {
     job: &'a Job,
     /// Of weights that are pruned by size among more than their rows: where the cut lies.
     cuts: HashMap<usize, Cut>,
+    /// Where sums over inputs are kept.
+    record: Option<Writer>,
 }
 
 impl Pruner<'_> {
@@ -198,8 +216,12 @@ impl Pruner<'_> {
         &self,
         pruned: &Arc<Checkpoint>,
         windows: &[Vec<u32>],
+        recorded: Option<&Recorded>,
         mut matrices: BTreeMap<usize, Vec<Matrix>>,
     ) -> Result<Vec<Layer>> {
+        if let Some(recorded) = recorded {
+            return self.again(recorded, matrices);
+        }
         let (original, pruned) = (runtime::load(self.checkpoint)?, runtime::load(pruned)?);
         let models = [&pruned];
         let mut walk = Walk::begin(&models, windows, self.job)?;
@@ -212,7 +234,7 @@ impl Pruner<'_> {
                 for (wanted, matrices) in self.passes(matrices) {
                     let mut gatherer = Gatherer::new(wanted, self.job.pool.clone());
                     walk.peek(&original, 0, layer, &mut gatherer)?;
-                    self.block(&matrices, gatherer.finish(), &mut found)?;
+                    self.block(&matrices, self.kept(&matrices, gatherer.finish())?, &mut found)?;
                 }
                 if layer < last {
                     walk.block(layer, &mut runtime::Unobserved)?;
@@ -223,6 +245,53 @@ impl Pruner<'_> {
         let result = through(&mut walk);
         self.job.progress.end();
         result.map(|()| found)
+    }
+
+    /// As [`Pruner::walk`], with what a text showed before.
+    fn again(&self, recorded: &Recorded, matrices: BTreeMap<usize, Vec<Matrix>>) -> Result<Vec<Layer>> {
+        let mut found = Vec::new();
+        self.job.progress.begin(STAGE, matrices.values().map(Vec::len).sum::<usize>() as u64);
+        let mut all = matrices.into_values().flat_map(|matrices| self.passes(matrices));
+        let result = all.try_for_each(|(wanted, matrices)| {
+            let mut inputs = BTreeMap::new();
+            for matrix in &matrices {
+                let place = shared_input(matrix.place);
+                if !inputs.contains_key(&place)
+                    && let Some(known) = recorded.inputs(place, self.cols(matrix), wanted[&place])?
+                {
+                    inputs.insert(place, known);
+                }
+            }
+            self.job.progress.advance(matrices.len() as u64);
+            self.block(&matrices, self.kept(&matrices, inputs)?, &mut found)
+        });
+        self.job.progress.end();
+        result.map(|()| found)
+    }
+
+    /// The inputs of these matrices, which the record now has if there is one.
+    fn kept(&self, matrices: &[Matrix], inputs: BTreeMap<Place, Inputs>) -> Result<BTreeMap<Place, Inputs>> {
+        let Some(record) = &self.record else { return Ok(inputs) };
+        for matrix in matrices {
+            let place = shared_input(matrix.place);
+            match inputs.get(&place) {
+                Some(inputs) => record.write(place, inputs)?,
+                // An expert that no token reached.
+                None => record.write(place, &Inputs::new(self.cols(matrix), Wanted::Squares))?,
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// The inputs of all matrices: their features, and what has to be known of each.
+    fn inputs(&self, matrices: &BTreeMap<usize, Vec<Matrix>>) -> BTreeMap<Place, (usize, Wanted)> {
+        let mut all = BTreeMap::new();
+        for matrix in matrices.values().flatten() {
+            let wants = self.wants(matrix);
+            let (_, most) = all.entry(shared_input(matrix.place)).or_insert((self.cols(matrix), wants));
+            *most = wants.max(*most);
+        }
+        all
     }
 
     /// What has to be known of the inputs of these matrices.

@@ -22,6 +22,9 @@ pub enum Error {
     /// The model cannot be run.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    /// The input's tensors have no names in the Hugging Face dialect.
+    #[error(transparent)]
+    Recipe(#[from] crate::recipe::Error),
     /// The user asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -63,6 +66,14 @@ pub enum Error {
         /// The first such tensor.
         tensor: String,
     },
+    /// Parts that cannot be removed from a model.
+    #[error("{}: {why}", file.display())]
+    Parts {
+        /// The model.
+        file: PathBuf,
+        /// What stands against it, and what would not.
+        why: String,
+    },
     /// A row is larger than the memory budget.
     #[error(
         "tensor `{tensor}`: working on one row at a time takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or fewer --threads"
@@ -85,8 +96,11 @@ impl Error {
             Self::Loader(e) => e.kind(),
             Self::Calibration(e) => e.kind(),
             Self::Runtime(e) => e.kind(),
+            Self::Recipe(e) => e.kind(),
             Self::Interrupted(_) => Kind::Interrupted,
-            Self::OutputIsInput { .. } | Self::Budget { .. } | Self::Undecided { .. } => Kind::Usage,
+            Self::OutputIsInput { .. } | Self::Parts { .. } | Self::Budget { .. } | Self::Undecided { .. } => {
+                Kind::Usage
+            }
             Self::NonFinite { .. } => Kind::Input,
             // Infinity in what would be written: the same as a failed check.
             Self::Overflow { .. } => Kind::Check,

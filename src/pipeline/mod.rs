@@ -5,6 +5,7 @@ mod bands;
 mod calibrate;
 mod error;
 mod prune;
+pub mod reshape;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -20,9 +21,10 @@ use crate::quantizer::{Band, Notes, Numbers, Quantizer};
 use crate::recipe::{Plan, Step, Target};
 
 pub use bands::{Bands, least_memory};
-pub use calibrate::{Calibrated, Layer, calibrate};
+pub use calibrate::{Calibrated, Layer, Seen, calibrate};
 pub use error::{Error, Result};
 pub use prune::decide;
+pub use reshape::{Choice, Reshaped, reshape};
 
 /// What was learned while a plan was carried out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
     let files =
         plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
     let bands = Bands::new(plan, job)?;
-    let mut sink = Sink::create(output, shape(plan), files, plan.other_bytes(), force)?;
+    let mut sink = Sink::create(output, shape(plan.target), files, plan.other_bytes(), force)?;
     job.progress.begin("write", checkpoint.bytes());
     let tally = run(checkpoint, plan, &bands, &sink, job);
     job.progress.end();
@@ -71,13 +73,13 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
 ///
 /// # Errors
 /// The output exists, its folder does not, or it is the input.
-pub fn refuse_output(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool) -> Result<()> {
+pub fn refuse_output(checkpoint: &Checkpoint, target: Target, output: &Path, force: bool) -> Result<()> {
     refuse_input(checkpoint, output)?;
-    Ok(Sink::check(output, shape(plan), force)?)
+    Ok(Sink::check(output, shape(target), force)?)
 }
 
-fn shape(plan: &Plan) -> Shape {
-    match plan.target {
+fn shape(target: Target) -> Shape {
+    match target {
         Target::File(_) => Shape::File,
         Target::Folder => Shape::Folder,
     }

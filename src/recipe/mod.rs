@@ -10,6 +10,7 @@ mod scheme;
 mod shards;
 
 pub use error::{Error, Result};
+pub use output::{Tensor, huggingface::stored as tensors};
 pub use plan::{Decision, Output, Plan, PlannedFile, Pruning, Step, Target, Treatment};
 pub use rules::{BlockOptions, Quantized, Recipe, Rule};
 pub use scheme::{Limits, Scheme};

@@ -11,6 +11,7 @@ use super::{Error, Result, Scheme};
 use crate::dialect::huggingface;
 use crate::family::{self, Role};
 use crate::loader::Checkpoint;
+use crate::pruner::parts::Parts;
 use crate::pruner::{Recovery, Solver, Sparsity};
 use crate::quantizer::imatrix::Imatrix;
 
@@ -77,6 +78,8 @@ pub struct Recipe {
     pub recovery: Option<Recovery>,
     /// What becomes of weights that are quantized already.
     pub quantized: Quantized,
+    /// Parts of the model that are removed before anything else.
+    pub parts: Parts,
 }
 
 /// What becomes of weights that are quantized already.
@@ -288,9 +291,9 @@ impl Recipe {
     /// What the output is called: the scheme, or `mixed`.
     pub fn short_name(&self) -> String {
         match self.schemes().as_slice() {
-            [] if self.prunes() => "pruned".to_owned(),
+            [] if self.prunes() || !self.parts.is_empty() => "pruned".to_owned(),
             [] => "kept".to_owned(),
-            [scheme] if self.prunes() => format!("pruned-{scheme}"),
+            [scheme] if self.prunes() || !self.parts.is_empty() => format!("pruned-{scheme}"),
             [scheme] => scheme.name().to_owned(),
             _ => "mixed".to_owned(),
         }
@@ -304,7 +307,8 @@ impl Recipe {
             Quantized::Keep => Some("encodings are kept".to_owned()),
             Quantized::Unpack => Some("quantized weights are unpacked".to_owned()),
         };
-        let mut text = rules.chain(kept).collect::<Vec<_>>().join("; ");
+        let parts = Some(&self.parts).filter(|parts| !parts.is_empty()).map(ToString::to_string);
+        let mut text = parts.into_iter().chain(rules).chain(kept).collect::<Vec<_>>().join("; ");
         if let Some(recovery) = &self.recovery {
             text += ", recovered";
             if let Solver::Descent { steps } = recovery.solver {

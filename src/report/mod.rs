@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::check::{Findings, Outputs, WeightError};
+use crate::family::reshape::neurons;
+use crate::family::{Architecture, Transformer};
 use crate::loader::Checkpoint;
-use crate::pipeline::{Calibrated, Layer, Tally};
+use crate::pipeline::{Calibrated, Layer, Reshaped, Tally};
 use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
@@ -40,6 +42,9 @@ pub struct Report {
     /// What became of each layer on the calibration text.
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<Calibration>,
+    /// Which parts of the model were removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<PartsReport>,
     check: Option<Outputs>,
     /// What outputs were compared on.
     text: Option<String>,
@@ -54,6 +59,29 @@ pub struct Report {
     /// Whether numbers were to stay as they are.
     #[serde(skip)]
     conversion: bool,
+}
+
+/// Which parts of the model were removed.
+#[derive(Debug, Clone, Serialize)]
+struct PartsReport {
+    /// Tokens of the calibration text.
+    tokens: usize,
+    /// Numbers of the original's layers.
+    layers_removed: Vec<usize>,
+    layers: Remain,
+    heads: Remain,
+    key_value_heads: Remain,
+    /// Of each feed-forward part, or of each of its experts.
+    neurons: Remain,
+    /// Of each of the original's layers, 1 − the mean cosine of its input and output.
+    influence: Vec<f64>,
+}
+
+/// How many of something there were, and are.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Remain {
+    original: usize,
+    left: usize,
 }
 
 /// A model that was read.
@@ -217,6 +245,7 @@ impl Report {
             },
             pruning,
             calibration: None,
+            parts: None,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
             clients: clients(plan, recipe),
@@ -229,6 +258,40 @@ impl Report {
 }
 
 impl Report {
+    /// Adds which parts were removed.
+    pub fn add_parts(&mut self, original: &Checkpoint, reshaped: &Reshaped) {
+        let Some(Architecture::Transformer(t)) = original.family().map(|family| &family.architecture) else { return };
+        let left = reshaped.remains.architecture(t);
+        let layers: Vec<usize> = (0..t.layers).filter(|layer| reshaped.remains.position(*layer).is_none()).collect();
+        let numbers = |layers: &[usize]| layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let width = |t: &Transformer| neurons(t).1;
+        let mut told = Vec::new();
+        if !layers.is_empty() {
+            told.push(format!("layers {} of {}", numbers(&layers), t.layers));
+        }
+        if left.heads != t.heads {
+            told.push(format!("{} of {} heads of every layer", t.heads - left.heads, t.heads));
+        }
+        if width(&left) != width(t) {
+            told.push(format!("{} of {} neurons of every feed-forward part", width(t) - width(&left), width(t)));
+        }
+        self.notes.push(format!("removed {}", told.join("; ")));
+        if !reshaped.left_out.is_empty() {
+            self.notes
+                .push(format!("left out, since the family has no such tensors: {}", reshaped.left_out.join(", ")));
+        }
+        let keep = |original, left| Remain { original, left };
+        self.parts = Some(PartsReport {
+            tokens: reshaped.tokens,
+            layers_removed: layers,
+            layers: keep(t.layers, left.layers),
+            heads: keep(t.heads, left.heads),
+            key_value_heads: keep(t.kv_heads, left.kv_heads),
+            neurons: keep(width(t), width(&left)),
+            influence: reshaped.structure.as_ref().map(|seen| seen.influence.clone()).unwrap_or_default(),
+        });
+    }
+
     /// Adds what calibration did.
     pub fn add_calibration(&mut self, calibrated: &Calibrated) {
         let loss = |layer: &Layer| LayerLoss {
@@ -356,7 +419,7 @@ struct PlannedWeight {
 
 impl PlanReport {
     /// Describes a plan.
-    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan, output: &Path) -> Self {
+    pub fn new(original: &Checkpoint, checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan, output: &Path) -> Self {
         let written = plan.weight_bytes();
         let tensors = plan.steps.iter().map(|step| PlannedWeight {
             name: step.name.clone(),
@@ -374,9 +437,9 @@ impl PlanReport {
             version: env!("CARGO_PKG_VERSION"),
             recipe: recipe.describe(),
             rules: recipe.rules.iter().map(crate::recipe::Rule::describe).collect(),
-            input: input(checkpoint),
+            input: input(original),
             output: Place { path: output.to_owned(), bytes: written },
-            ratio: checkpoint.bytes() as f64 / written.max(1) as f64,
+            ratio: original.bytes() as f64 / written.max(1) as f64,
             tensors: tensors.collect(),
             notes: plan_notes(plan, recipe),
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args;
 use crate::support::{compress, copy_folder, fixture};
 
-const FAMILIES: [&str; 13] = [
+pub const FAMILIES: [&str; 13] = [
     "bert",
     "distilbert",
     "gemma3",
@@ -25,7 +25,7 @@ const FAMILIES: [&str; 13] = [
 ];
 
 /// A tokenizer with a token for each letter, which a model of 256 tokens can read.
-fn letters() -> String {
+pub fn letters() -> String {
     let mut vocab: serde_json::Map<String, Value> =
         ('a'..='z').chain('A'..='Z').zip(10..).map(|(letter, id)| (letter.to_string(), json!(id))).collect();
     vocab.insert("?".into(), json!(5));

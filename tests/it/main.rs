@@ -17,6 +17,7 @@ mod golden;
 mod llama_cpp;
 mod memory;
 mod minilm;
+mod parts;
 mod prune;
 mod run;
 mod seams;

@@ -331,3 +331,37 @@ fn calibration_that_cannot_be_is_refused_before_any_work() {
     compress(taken).exits(2).says(&["exists"]);
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 2);
 }
+
+#[test]
+fn what_a_text_showed_is_used_again_from_a_file() {
+    let out = tempfile::tempdir().unwrap();
+    let (file, ours, again) = (out.path().join("seen.safetensors"), out.path().join("o"), out.path().join("again"));
+    for flags in [
+        &["--prune", "0.5", "--prune-method", "wanda"][..],
+        &["--prune", "2:4", "--prune-method", "sparsegpt", "--recover", "--int8"],
+        &["--prune-neurons", "0.25", "--prune-layers", "1"],
+        &["--prune-heads", "0.25", "--prune", "0.5", "--recover"],
+    ] {
+        calibrated(&ours, &[flags, &["--calibration-out", file.to_str().unwrap()]].concat());
+        let reused = |model: &std::path::Path, flags: &[&str]| {
+            let fixed = args![model, "-o", &again, "--accept", "--force", "-q", "--json", "--check-tokens", "64"];
+            let fixed = fixed.into_iter().chain(args!["--calibration", &file]);
+            compress(fixed.chain(flags.iter().map(Into::into)))
+        };
+        let report = reused(&fixture("kjv-nano"), flags).exits(0).json();
+        assert!(!report["notes"].to_string().contains("was gathered while"), "{report}");
+        let name = "model.safetensors";
+        assert!(tensors(&ours.join(name)) == tensors(&again.join(name)), "{flags:?}");
+        if flags.contains(&"wanda") {
+            let report = reused(&fixture("kjv-nano"), &["--prune", "0.3", "--prune-method", "wanda"]).exits(0).json();
+            assert!(report["notes"].to_string().contains("was gathered while doing"), "{report}");
+            reused(&fixture("kjv-nano"), &["--prune", "0.5", "--recover"]).exits(3).says(&["products", "--calibrate"]);
+            let other = reused(&fixture("golden/llama"), flags);
+            other.exits(3).says(&["calibration of another model", "golden/llama"]);
+        }
+    }
+    let wrong = args![fixture("kjv-nano"), "--prune", "0.5", "--prune-method", "wanda", "-o", &again, "--force"];
+    let no_file = wrong.into_iter().chain(args!["--calibration", fixture("kjv-nano/model.safetensors")]);
+    compress(no_file).exits(3).says(&["no calibration", "--calibration-out"]);
+    compress(args![fixture("kjv-nano"), "--int8", "--calibration-out", &again]).exits(2).says(&["looks at a text"]);
+}

@@ -58,6 +58,14 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Result<Tensors> {
     Ok(Tensors { files, tensors: tensors.collect(), notes, ..Tensors::default() })
 }
 
+/// The tensors of a checkpoint in one file of this dialect, whatever it is stored as.
+///
+/// # Errors
+/// As [`tensors`].
+pub fn stored(checkpoint: &Checkpoint) -> Result<Vec<Tensor>> {
+    Ok(tensors(checkpoint, false)?.tensors)
+}
+
 /// What a shard is called as safetensors: `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`.
 fn as_safetensors(name: &str) -> String {
     match name.rsplit_once('.') {

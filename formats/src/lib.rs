@@ -4,6 +4,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod bitmask;
 mod dtype;
 mod error;
 mod gather;
@@ -66,7 +67,8 @@ pub fn open(path: &Path, access: Access, limits: &Limits) -> Result<Arc<Source>>
     } else if magic[0] == 0x80 && magic[2..].starts_with(pytorch::MAGIC) {
         (Format::Pytorch, pytorch::read_legacy(path, &data, limits)?)
     } else {
-        (Format::Safetensors, safetensors::read(path, &data, limits)?)
+        let contents = safetensors::read(path, &data, limits)?;
+        (Format::Safetensors, bitmask::unpack(path, &data, contents, limits)?)
     };
     Ok(Arc::new(Source::new(path, format, contents, data)))
 }

@@ -251,6 +251,9 @@ pub struct WriteArgs {
     /// Replace an earlier output
     #[arg(long)]
     pub force: bool,
+    /// Store tensors that are mostly zero as a bit for each number and those that are not zero; only this program reads that
+    #[arg(long)]
+    pub sparse: bool,
     #[command(flatten)]
     pub common: Common,
 }

@@ -12,7 +12,7 @@ use crate::calibration::Calibration;
 use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
-use crate::pipeline::{self, Reshaped, Seen};
+use crate::pipeline::{self, Reshaped, Seen, pack};
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
@@ -47,6 +47,17 @@ pub fn run(
 ) -> Result<(), Failure> {
     let original = input.original;
     let checkpoint = input.reshaped.map_or(original, |reshaped| &reshaped.checkpoint);
+    if args.sparse && !pack::is_packable(plan.target) {
+        return Err(Failure::Usage(format!(
+            "{}: --sparse is for safetensors; expected an output that ends in .safetensors, or a folder",
+            output.display()
+        )));
+    }
+    if args.sparse && args.dry_run {
+        plan.notes.push(
+            "--sparse: the size is that of a dense file; how small it packs is known when zeros are counted".into(),
+        );
+    }
     if args.dry_run || args.common.verbose {
         let report = PlanReport::new(original, checkpoint, recipe, &plan, output);
         if args.dry_run && args.common.json {
@@ -73,7 +84,16 @@ pub fn run(
         }
     };
     let source = calibrated.as_ref().map_or(checkpoint, |calibrated| &calibrated.checkpoint);
-    let (sink, tally) = pipeline::write(source, &plan, output, args.force, job)?;
+    let (mut sink, tally);
+    let mut packed = None;
+    if args.sparse {
+        pipeline::refuse_output(original, plan.target, output, args.force)?;
+        (sink, tally) = pipeline::write(source, &plan, &pack::dense(output), false, job)?;
+        let (smaller, bytes) = pack::pack(&sink, &plan, output, args.force, job)?;
+        (sink, packed) = (smaller, Some(bytes));
+    } else {
+        (sink, tally) = pipeline::write(source, &plan, output, args.force, job)?;
+    }
     let mut seconds = Seconds { compress: input.started.elapsed().as_secs_f64(), check: 0.0 };
     let findings = if args.no_check {
         None
@@ -94,6 +114,9 @@ pub fn run(
         seconds.compress += started.elapsed().as_secs_f64();
     }
     let mut report = Report::new(original, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+    if let Some(bytes) = packed {
+        report.pack(bytes);
+    }
     if let Some(reshaped) = input.reshaped {
         report.add_parts(original, reshaped);
     }

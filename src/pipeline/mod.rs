@@ -4,6 +4,7 @@
 mod bands;
 mod calibrate;
 mod error;
+pub mod pack;
 mod prune;
 pub mod reshape;
 

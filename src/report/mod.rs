@@ -21,6 +21,9 @@ pub use terminal::{bytes, check_table, compress_table, inspect_table, plan_table
 /// The version of the JSON objects' shape.
 pub const SCHEMA: u32 = 1;
 
+/// What is said of zeros that are stored like other numbers.
+const DENSE: &str = "zeros in a dense file gain nothing";
+
 /// Weights with the largest errors that a report names.
 const WORST: usize = 5;
 
@@ -193,7 +196,7 @@ impl Pruned {
             ));
         }
         notes.push(format!(
-            "zeros in a dense file gain nothing: they take as much room and time as other numbers. The pruned matrices take {}; with a bit for each value and the rest packed they would take {}",
+            "{DENSE}: they take as much room and time as other numbers. The pruned matrices take {}; with a bit for each value and the rest packed (--sparse) they would take {}",
             bytes(dense),
             bytes(bitmask_bytes)
         ));
@@ -258,6 +261,19 @@ impl Report {
 }
 
 impl Report {
+    /// Says that the output was packed, to so many bytes.
+    pub fn pack(&mut self, bytes: u64) {
+        let dense = std::mem::replace(&mut self.output.bytes, bytes);
+        self.ratio = self.input.bytes as f64 / bytes.max(1) as f64;
+        self.clients = vec!["modelpress".to_owned()];
+        self.notes.retain(|note| !note.starts_with(DENSE));
+        self.notes.push(format!(
+            "tensors that are mostly zero are stored as a bit for each number and those that are not zero: {} instead of {} dense. Only this program reads them; `compress convert` makes a dense file of it",
+            terminal::bytes(bytes),
+            terminal::bytes(dense)
+        ));
+    }
+
     /// Adds which parts were removed.
     pub fn add_parts(&mut self, original: &Checkpoint, reshaped: &Reshaped) {
         let Some(Architecture::Transformer(t)) = original.family().map(|family| &family.architecture) else { return };

@@ -22,5 +22,6 @@ mod prune;
 mod run;
 mod seams;
 mod session;
+mod sparse;
 mod support;
 mod tokenizers;

@@ -64,6 +64,14 @@ save_file({f"t.{np.dtype(d).name}": np.ones((2, 3), d) for d in dtypes}, "safete
 shapes = {"scalar": np.array(1, np.float32), "empty": np.ones((0, 4), np.float32), "row": np.ones(7, np.float16)}
 save_file(shapes, "safetensors/shapes.safetensors", metadata={"format": "pt", "key": "välue"})
 save_file({}, "safetensors/nothing.safetensors")
+dense = np.array([[0, 1.5, 0, 0, -2, 0], [0, 0, 0, 3, 0, 0]], np.float32)
+packed = {
+    "a.sparse.mask": np.packbits(dense.ravel() != 0, bitorder="little"),
+    "a.sparse.values": dense[dense != 0],
+    "a.sparse.shape": np.array(dense.shape, np.int64),
+    "b": np.ones(3, np.float16),
+}
+save_file(packed, "safetensors/sparse.safetensors", metadata={"modelpress.sparse": "1"})
 
 Path("npz").mkdir(exist_ok=True)
 small = {"0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "0.bias": np.ones(2, np.float16)}

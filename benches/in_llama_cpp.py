@@ -66,21 +66,26 @@ def main():
         source, scheme = argument.rsplit(":", 1)
         source = pathlib.Path(source)
         with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(folder)
-            for name in ("config.json", "model.safetensors", "tokenizer.json"):
-                if (source / name).exists():
-                    shutil.copy(source / name, folder / name)
+            folder = pathlib.Path(folder) / "model"
+            shutil.copytree(source, folder)
             config = json.loads((folder / "config.json").read_text())
             if not (folder / "tokenizer.json").exists():
                 kind = "wordpiece" if config["model_type"] in ("bert", "distilbert") else "bpe"
                 shutil.copy(TOKENIZERS / f"{kind}.json", folder / "tokenizer.json")
             embeds = config["model_type"] in ENCODERS
             tokens = [int(token) for token in np.random.default_rng(1).integers(0, config["vocab_size"], TOKENS)]
-            target = folder / "model.gguf"
-            subprocess.run([sys.argv[1], folder, "--scheme", scheme, "-o", target, "-q", "--no-check"], check=True)
+            target = folder.parent / "model.gguf"
+            written = subprocess.run(
+                [sys.argv[1], folder, "--scheme", scheme, "-o", target, "-q", "--no-check"], capture_output=True, text=True
+            )
+            if written.returncode != 0:
+                print(f"| {source.name} | {scheme} | refused: {written.stderr.strip()} |", flush=True)
+                continue
             found = run(target, tokens, embeds)
             kind = AutoModel if embeds else AutoModelForCausalLM
-            model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+            # The other ways to multiply experts take no odd widths.
+            experts = {"experts_implementation": "eager"} if "num_experts_per_tok" in config else {}
+            model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **experts).eval()
             with torch.no_grad():
                 output = model(torch.tensor([tokens]))
             expected = (output.last_hidden_state if embeds else output.logits)[0].numpy()

@@ -22,10 +22,15 @@ def record(folder, input_ids):
     config = transformers.AutoConfig.from_pretrained(folder)
     encoder = config.model_type in ("bert", "roberta", "distilbert")
     kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    # The other ways to multiply experts take no odd widths.
+    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **experts).eval()
     if input_ids is None:
         generator = torch.Generator().manual_seed(0)
         input_ids = torch.randint(0, config.vocab_size, (1, arguments.tokens), generator=generator)
+        if config.model_type == "roberta":
+            # Positions after a padding token within the text are counted otherwise.
+            input_ids[input_ids == config.pad_token_id] = config.pad_token_id + 1
     with torch.no_grad():
         out = model(input_ids=input_ids, output_hidden_states=True)
     tensors = {f"hidden_states.{i}": states.contiguous().clone() for i, states in enumerate(out.hidden_states)}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use formats::{Access, Dtype};
 
 use super::args::{CheckArgs, CheckOptions};
-use super::{Failure, print, print_json, progress};
+use super::{Failure, print, print_json, progress, remark};
 use crate::check;
 use crate::encoding::Encoding;
 use crate::loader::{Checkpoint, Options};
@@ -20,6 +20,10 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let inputs = args.activations.map(Into::into);
     let written = Options { access, companions, inputs, ..Options::default() };
     let written = Arc::new(Checkpoint::open(&args.compressed, &written)?);
+    remark(&original, &args.common);
+    if written.remarks() != original.remarks() {
+        remark(&written, &args.common);
+    }
     let options = options(&args.check, limits_of(&written));
     let findings = check::compare(&original, &written, &options, &job)?;
     if args.common.json {

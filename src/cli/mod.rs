@@ -18,8 +18,9 @@ use std::ops::ControlFlow;
 pub use args::Cli;
 pub use exit::{Failure, code};
 
-use args::Command;
+use args::{Command, Common};
 
+use crate::loader::Checkpoint;
 use crate::runtime::kernels::requested;
 
 /// Runs the program.
@@ -51,6 +52,13 @@ fn stream(text: &str) -> Result<ControlFlow<()>, Failure> {
         Ok(()) => Ok(ControlFlow::Continue(())),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
         Err(e) => Err(Failure::Output(e)),
+    }
+}
+
+/// Says what of a model is passed over.
+fn remark(checkpoint: &Checkpoint, common: &Common) {
+    for remark in checkpoint.remarks().iter().filter(|_| !common.quiet) {
+        eprintln!("compress: {}: {remark}", checkpoint.path().display());
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::RunArgs;
-use super::{Failure, print, print_json, progress, stream};
+use super::{Failure, print, print_json, progress, remark, stream};
 use crate::check::{chain, text};
 use crate::family::Kind;
 use crate::job::Job;
@@ -41,12 +41,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let why = checkpoint.no_family().unwrap_or("its family is not known");
         return Err(Failure::Model(format!("{name}: cannot be run: {why}")));
     };
-    if !family.config.unknown.is_empty() && !args.common.quiet {
-        eprintln!(
-            "compress: {name}: config fields that this version does not know: {}",
-            family.config.unknown.join(", ")
-        );
-    }
+    remark(&checkpoint, &args.common);
     let job = progress::job(&args.common)?;
     match (family.kind, &args.prompt, &args.text, &args.inputs) {
         (Kind::Decoder, Some(prompt), _, _) => generate(args, &checkpoint, prompt, &job),

@@ -3,7 +3,7 @@
 use super::config::Fields;
 use super::table::Axis::{Hidden, Intermediate, Keys, Positions, Queries, TokenTypes, Vocab};
 use super::table::{Entry, Table};
-use super::{Activation, Definition, Error, Kind, Norm, Placement, Position, Role, Slot, Transformer};
+use super::{Activation, Biases, Definition, Error, Kind, Norm, Placement, Position, Role, Slot, Transformer};
 
 /// The family.
 pub const FAMILY: Definition = Definition {
@@ -132,6 +132,7 @@ pub fn encoder(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
         experts: None,
         final_norm: false,
         tied: true,
+        biases: Biases::default(),
     })
 }
 

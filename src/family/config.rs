@@ -14,7 +14,7 @@ const LARGEST: u64 = 1 << 20;
 const LARGEST_VOCAB: u64 = 1 << 24;
 
 /// More layers, or experts in all layers together, than any model has.
-pub(super) const MOST_MATRICES: usize = 1 << 18;
+pub(super) const MOST_MATRICES: usize = 1 << 15;
 
 /// Fields of any family that training, sampling or other tools read, but no forward pass.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -140,7 +140,11 @@ impl<'a> Fields<'a> {
 
     /// A positive number of things, if the field is there.
     pub fn maybe_count(&mut self, name: &str) -> Result<Option<usize>, Error> {
-        let most = if name == "vocab_size" { LARGEST_VOCAB } else { LARGEST };
+        let most = match name {
+            "vocab_size" => LARGEST_VOCAB,
+            "num_hidden_layers" | "n_layer" | "n_layers" => MOST_MATRICES as u64,
+            _ => LARGEST,
+        };
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (1..=most).contains(&n) => Ok(Some(n as usize)),
@@ -199,13 +203,18 @@ impl<'a> Fields<'a> {
         self.positive_or(name, 1.0)
     }
 
-    /// A flag, or the family's default.
-    pub fn flag_or(&mut self, name: &str, default: bool) -> Result<bool, Error> {
+    /// A flag, if the field is there.
+    pub fn maybe_flag(&mut self, name: &str) -> Result<Option<bool>, Error> {
         match self.get(name) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
             Some(value) => Err(self.invalid(name, "true or false", value)),
         }
+    }
+
+    /// A flag, or the family's default.
+    pub fn flag_or(&mut self, name: &str, default: bool) -> Result<bool, Error> {
+        Ok(self.maybe_flag(name)?.unwrap_or(default))
     }
 
     /// A text, if the field is there.
@@ -277,14 +286,13 @@ impl<'a> Fields<'a> {
     pub fn rope(&mut self, head_dim: usize, theta: f64) -> Result<Rope, Error> {
         let theta = self.positive_or("rope_theta", theta)?;
         let fraction = self.maybe_number("partial_rotary_factor")?;
-        let mut rope = Rope { theta, dims: head_dim, scaling: RopeScaling::None };
+        let mut rope = Rope { theta, dims: self.rotating(fraction, head_dim, head_dim)?, scaling: RopeScaling::None };
         for name in ["rope_parameters", "rope_scaling"] {
             if let Some(mut nested) = self.object(name)? {
                 rope = nested.rope_here(head_dim, rope)?;
                 self.close(nested);
             }
         }
-        self.partial(fraction, head_dim, &mut rope)?;
         Ok(rope)
     }
 
@@ -292,6 +300,8 @@ impl<'a> Fields<'a> {
     pub fn rope_here(&mut self, head_dim: usize, base: Rope) -> Result<Rope, Error> {
         let kind = self.maybe_text("rope_type")?.or(self.maybe_text("type")?).unwrap_or("default");
         let theta = self.positive_or("rope_theta", f64::from(base.theta))?;
+        let fraction = self.maybe_number("partial_rotary_factor")?;
+        let dims = self.rotating(fraction, head_dim, base.dims)?;
         let scaling = match kind {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.positive("factor")? },
@@ -311,13 +321,10 @@ impl<'a> Fields<'a> {
                     original_context: self.positive("original_max_position_embeddings")?,
                 }
             }
-            "longrope" | "su" => self.longrope(base.dims)?,
+            "longrope" | "su" => self.longrope(dims)?,
             other => return Err(self.unsupported("rope_type", "default, linear, llama3, longrope", other)),
         };
-        let fraction = self.maybe_number("partial_rotary_factor")?;
-        let mut rope = Rope { theta, dims: base.dims, scaling };
-        self.partial(fraction, head_dim, &mut rope)?;
-        Ok(rope)
+        Ok(Rope { theta, dims, scaling })
     }
 
     /// LongRoPE's factors. Where they are the same for short and for long texts and what is rotated keeps its scale, they say a
@@ -358,18 +365,16 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn partial(&self, fraction: Option<f64>, head_dim: usize, rope: &mut Rope) -> Result<(), Error> {
-        if let Some(fraction) = fraction {
-            let dims = (head_dim as f64 * fraction) as usize;
-            if !(fraction > 0.0 && fraction <= 1.0) || dims == 0 {
-                return Err(self.invalid("partial_rotary_factor", "a number above 0, at most 1", &fraction.into()));
-            }
-            rope.dims = dims;
+    /// The dimensions of a head that rotate: this fraction of them, or `default`.
+    fn rotating(&self, fraction: Option<f64>, head_dim: usize, default: usize) -> Result<usize, Error> {
+        let dims = fraction.map_or(default, |fraction| (head_dim as f64 * fraction) as usize);
+        if let Some(fraction) = fraction.filter(|fraction| !(*fraction > 0.0 && *fraction <= 1.0) || dims == 0) {
+            return Err(self.invalid("partial_rotary_factor", "a number above 0, at most 1", &fraction.into()));
         }
-        if !rope.dims.is_multiple_of(2) {
-            return Err(self.invalid("head_dim", "an even number of dimensions to rotate", &rope.dims.into()));
+        if !dims.is_multiple_of(2) {
+            return Err(self.invalid("head_dim", "an even number of dimensions to rotate", &dims.into()));
         }
-        Ok(())
+        Ok(dims)
     }
 
     /// What became of every field.
@@ -427,6 +432,19 @@ mod tests {
         let read = |config: &Value| Fields::new(config, "llama").unwrap().rope(64, 10000.0).unwrap();
         assert_eq!(read(&new), read(&old));
         assert_eq!(read(&new).theta, 5e5);
+    }
+
+    /// As Phi-4-mini has it: a part of each head rotates, and each pair of that part has its factors.
+    #[test]
+    fn factors_are_those_of_the_dimensions_that_rotate() {
+        let factors = |x: f64| vec![x; 6];
+        let config = json!({"max_position_embeddings": 128, "original_max_position_embeddings": 32, "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75, "rope_scaling": {"type": "longrope", "short_factor": factors(1.0), "long_factor": factors(2.0)}});
+        let rope = Fields::new(&config, "phi3").unwrap().rope(16, 10000.0).unwrap();
+        let RopeScaling::Long { short, long, .. } = rope.scaling else { panic!("{rope:?}") };
+        assert_eq!((rope.dims, &short[..], &long[..]), (12, &[1.0; 6][..], &[2.0; 6][..]));
+        let message = Fields::new(&config, "phi3").unwrap().rope(24, 10000.0).unwrap_err().to_string();
+        assert!(message.contains("rope_scaling.short_factor") && message.contains("9 numbers"), "{message}");
     }
 
     #[test]

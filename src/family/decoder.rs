@@ -3,7 +3,7 @@
 use super::config::Fields;
 use super::table::Axis::{HeadDim, Hidden, Intermediate, Keys, Queries, Vocab};
 use super::table::Entry;
-use super::{Activation, Error, Norm, Placement, Position, Role, Slot, Transformer};
+use super::{Activation, Biases, Error, Norm, Placement, Position, Role, Slot, Transformer};
 
 /// What their names begin with: the model within its task, and the bare model.
 pub const BASES: &[&str] = &["model.", ""];
@@ -23,28 +23,28 @@ pub const NORMS: &[Entry] = &[
         .gguf("blk.{layer}.ffn_norm.weight"),
 ];
 
-/// Attention, with biases where a file has them.
+/// Attention, with biases where the config says so; where it says nothing, where the file has them.
 pub const ATTENTION: &[Entry] = &[
     Entry::linear(Slot::AttnQ, "{base}layers.{layer}.self_attn.q_proj.weight", &[Queries, Hidden])
         .gguf("blk.{layer}.attn_q.weight"),
     Entry::bias(Slot::AttnQ, "{base}layers.{layer}.self_attn.q_proj.bias", &[Queries])
         .gguf("blk.{layer}.attn_q.bias")
-        .optional(),
+        .if_biased(|biases| biases.attention),
     Entry::linear(Slot::AttnK, "{base}layers.{layer}.self_attn.k_proj.weight", &[Keys, Hidden])
         .gguf("blk.{layer}.attn_k.weight"),
     Entry::bias(Slot::AttnK, "{base}layers.{layer}.self_attn.k_proj.bias", &[Keys])
         .gguf("blk.{layer}.attn_k.bias")
-        .optional(),
+        .if_biased(|biases| biases.attention),
     Entry::linear(Slot::AttnV, "{base}layers.{layer}.self_attn.v_proj.weight", &[Keys, Hidden])
         .gguf("blk.{layer}.attn_v.weight"),
     Entry::bias(Slot::AttnV, "{base}layers.{layer}.self_attn.v_proj.bias", &[Keys])
         .gguf("blk.{layer}.attn_v.bias")
-        .optional(),
+        .if_biased(|biases| biases.attention),
     Entry::linear(Slot::AttnOut, "{base}layers.{layer}.self_attn.o_proj.weight", &[Hidden, Queries])
         .gguf("blk.{layer}.attn_output.weight"),
     Entry::bias(Slot::AttnOut, "{base}layers.{layer}.self_attn.o_proj.bias", &[Hidden])
         .gguf("blk.{layer}.attn_output.bias")
-        .optional(),
+        .if_biased(|biases| biases.attention),
 ];
 
 /// Normalisations of each query and key head.
@@ -57,23 +57,23 @@ pub const HEAD_NORMS: &[Entry] = &[
         .gguf("blk.{layer}.attn_k_norm.weight"),
 ];
 
-/// The gated feed-forward part, with biases where a file has them.
+/// The gated feed-forward part, with biases likewise.
 pub const FEED_FORWARD: &[Entry] = &[
     Entry::linear(Slot::FfnGate, "{base}layers.{layer}.mlp.gate_proj.weight", &[Intermediate, Hidden])
         .gguf("blk.{layer}.ffn_gate.weight"),
     Entry::bias(Slot::FfnGate, "{base}layers.{layer}.mlp.gate_proj.bias", &[Intermediate])
         .gguf("blk.{layer}.ffn_gate.bias")
-        .optional(),
+        .if_biased(|biases| biases.feed_forward),
     Entry::linear(Slot::FfnUp, "{base}layers.{layer}.mlp.up_proj.weight", &[Intermediate, Hidden])
         .gguf("blk.{layer}.ffn_up.weight"),
     Entry::bias(Slot::FfnUp, "{base}layers.{layer}.mlp.up_proj.bias", &[Intermediate])
         .gguf("blk.{layer}.ffn_up.bias")
-        .optional(),
+        .if_biased(|biases| biases.feed_forward),
     Entry::linear(Slot::FfnDown, "{base}layers.{layer}.mlp.down_proj.weight", &[Hidden, Intermediate])
         .gguf("blk.{layer}.ffn_down.weight"),
     Entry::bias(Slot::FfnDown, "{base}layers.{layer}.mlp.down_proj.bias", &[Hidden])
         .gguf("blk.{layer}.ffn_down.bias")
-        .optional(),
+        .if_biased(|biases| biases.feed_forward),
 ];
 
 /// After the layers.
@@ -109,8 +109,6 @@ pub fn without_rope(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
         "pretraining_tp",
         "cache_implementation",
     ]);
-    // Whether there are biases is seen from the tensors.
-    fields.without_effect(&["attention_bias", "mlp_bias"]);
     Ok(Transformer {
         causal: true,
         vocab: fields.count("vocab_size")?,
@@ -135,6 +133,22 @@ pub fn without_rope(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
         experts: None,
         final_norm: true,
         tied: fields.flag_or("tie_word_embeddings", false)?,
+        biases: Biases {
+            attention: fields.maybe_flag("attention_bias")?,
+            feed_forward: fields.maybe_flag("mlp_bias")?,
+        },
+    })
+}
+
+/// What transformers takes where a config leaves these out: positions and the constant of the norms.
+///
+/// # Errors
+/// A field that is wrong.
+pub fn defaults(fields: &mut Fields<'_>, t: Transformer, positions: usize, eps: f64) -> Result<Transformer, Error> {
+    Ok(Transformer {
+        max_positions: fields.count_or("max_position_embeddings", positions)?,
+        norm: Norm::Rms { eps: fields.positive_or("rms_norm_eps", eps)?, offset: 0.0 },
+        ..t
     })
 }
 

@@ -56,6 +56,7 @@ const END: &[Entry] = &[
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::without_rope(fields)?;
+    let t = decoder::defaults(fields, t, 131_072, 1e-6)?;
     fields.absent("attn_logit_softcapping")?;
     fields.absent("final_logit_softcapping")?;
     fields.only("use_bidirectional_attention", false)?;

@@ -3,7 +3,7 @@
 use super::config::Fields;
 use super::table::Axis::{Hidden, Intermediate, Keys, Positions, Queries, QueriesKeysValues, Vocab};
 use super::table::{Entry, Table};
-use super::{Activation, Definition, Error, Kind, Norm, Placement, Position, Role, Slot, Transformer};
+use super::{Activation, Biases, Definition, Error, Kind, Norm, Placement, Position, Role, Slot, Transformer};
 
 /// The family.
 pub const FAMILY: Definition = Definition {
@@ -101,5 +101,6 @@ fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
         experts: None,
         final_norm: true,
         tied: fields.flag_or("tie_word_embeddings", true)?,
+        biases: Biases::default(),
     })
 }

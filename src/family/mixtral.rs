@@ -62,6 +62,7 @@ const EXPERTS: &[Entry] = &[
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::without_rope(fields)?;
+    let t = decoder::defaults(fields, t, 131_072, 1e-5)?;
     fields.without_effect(&["output_router_logits", "router_aux_loss_coef", "router_jitter_noise"]);
     let rope = fields.rope(t.head_dim, 1e6)?;
     let window = fields.maybe_count("sliding_window")?;

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 pub use error::Error;
 pub use guess::guess;
-pub use registry::{Definition, FAMILIES, Family, Kind, find};
+pub use registry::{Definition, FAMILIES, Family, Kind, find, find_for};
 pub use table::RowOrder;
 
 /// What a weight is for. Treatments are chosen by role.
@@ -222,6 +222,17 @@ pub struct Transformer {
     pub final_norm: bool,
     /// Whether the output projection is the token embedding.
     pub tied: bool,
+    /// Which projections have biases, where a family leaves that to the config.
+    pub biases: Biases,
+}
+
+/// Which projections have biases. `None` where the config does not say: then what the file holds decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Those of queries, keys, values and the attention's output.
+    pub attention: Option<bool>,
+    /// Those of the feed-forward part.
+    pub feed_forward: Option<bool>,
 }
 
 /// A mixture of experts.

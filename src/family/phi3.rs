@@ -38,6 +38,7 @@ const LAYER: &[Entry] = &[
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::read(fields)?;
+    let t = decoder::defaults(fields, t, 4096, 1e-5)?;
     // It matters only to a `longrope` with two sets of factors, which is refused.
     fields.without_effect(&["original_max_position_embeddings"]);
     let window = fields.maybe_count("sliding_window")?;

@@ -40,6 +40,7 @@ const ATTENTION: &[Entry] = &[
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::read(fields)?;
+    let t = decoder::defaults(fields, t, 32_768, 1e-6)?;
     Ok(Transformer { windows: windows(fields, t.layers)?, ..t })
 }
 

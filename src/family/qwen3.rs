@@ -31,5 +31,6 @@ pub const TABLE: Table = Table {
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::read(fields)?;
+    let t = decoder::defaults(fields, t, 32_768, 1e-6)?;
     Ok(Transformer { qk_norm: true, windows: qwen2::windows(fields, t.layers)?, ..t })
 }

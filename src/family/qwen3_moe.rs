@@ -76,6 +76,7 @@ pub const STACKED_EXPERTS: &[Entry] = &[
 
 fn read(fields: &mut Fields<'_>) -> Result<Transformer, Error> {
     let t = decoder::read(fields)?;
+    let t = decoder::defaults(fields, t, 32_768, 1e-6)?;
     // Dense layers between those with experts.
     fields.only("decoder_sparse_step", 1)?;
     fields.only("mlp_only_layers", serde_json::json!([]))?;

@@ -89,12 +89,24 @@ impl Family {
     }
 }
 
+/// Layers that a config may describe, however few tensors there are: so many that are missing can still be named.
+const FEW_LAYERS: usize = 512;
+
 /// The family of a model with this `config.json`.
 ///
 /// # Errors
 /// [`Error::Family`] if it is none of the supported ones; others if the config is incomplete, or asks for something that
 /// is not supported.
 pub fn find(config: &Value) -> Result<Family, Error> {
+    find_for(config, MOST_MATRICES)
+}
+
+/// As [`find`], of files with so many tensors. A layer has several: a config that describes far more layers is not theirs, and
+/// the memory for a list of them all is not taken.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_for(config: &Value, tensors: usize) -> Result<Family, Error> {
     let model_type = config.get("model_type").and_then(Value::as_str);
     let classes = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let classes: Vec<&str> = classes.iter().filter_map(Value::as_str).collect();
@@ -111,6 +123,13 @@ pub fn find(config: &Value) -> Result<Family, Error> {
     let mut fields = Fields::new(config, definition.name)?;
     let transformer = (definition.read)(&mut fields)?;
     validate(&transformer, &fields)?;
+    if transformer.layers > FEW_LAYERS.max(tensors) {
+        return Err(Error::Invalid {
+            field: "num_hidden_layers".into(),
+            expected: format!("fewer than there are tensors ({tensors})"),
+            found: transformer.layers.to_string(),
+        });
+    }
     Ok(Family {
         name: definition.name,
         kind: definition.kind,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Part, Position, Role, Slot, Transformer};
+use super::{Biases, Part, Position, Role, Slot, Transformer};
 
 /// The length of an axis, in terms of the architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +72,14 @@ pub enum Serves {
 }
 
 /// When a tensor has to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Presence {
     /// Always.
     Required,
-    /// Never: a bias that some models have, a pooler that embeddings by mean do not use.
+    /// Never: a pooler that embeddings by mean do not use.
     Optional,
+    /// Where the config says so. Where it says no, the model has none; where it says nothing, a file may hold it.
+    Stated(fn(Biases) -> Option<bool>),
     /// Unless the output projection is the token embedding.
     Untied,
 }
@@ -200,6 +202,17 @@ impl Entry {
         self
     }
 
+    /// Is there if the config says so, and may be if it says nothing.
+    pub const fn if_biased(mut self, stated: fn(Biases) -> Option<bool>) -> Self {
+        self.presence = Presence::Stated(stated);
+        self
+    }
+
+    /// Whether a model of this architecture cannot have it.
+    fn is_absent(&self, t: &Transformer) -> bool {
+        matches!(self.presence, Presence::Stated(stated) if stated(t.biases) == Some(false))
+    }
+
     /// May be missing if the token embedding is the output projection.
     pub const fn untied(mut self) -> Self {
         self.presence = Presence::Untied;
@@ -300,7 +313,7 @@ impl Table {
     /// The tensors of a model of this architecture, layer by layer.
     pub fn expand(&self, t: &Transformer) -> Vec<Expected> {
         let per_layer = |entry: &&Entry| entry.name.contains("{layer}");
-        let entries: Vec<Entry> = self.sections.concat();
+        let entries: Vec<Entry> = self.sections.concat().into_iter().filter(|entry| !entry.is_absent(t)).collect();
         let first = entries.iter().position(|entry| per_layer(&entry)).unwrap_or(entries.len());
         let (before, rest) = entries.split_at(first);
         let mut all: Vec<Expected> = before.iter().map(|entry| self.expected(entry, t, 0, None)).collect();
@@ -386,6 +399,7 @@ impl Table {
                 Presence::Required => true,
                 Presence::Optional => false,
                 Presence::Untied => !t.tied,
+                Presence::Stated(stated) => stated(t.biases) == Some(true),
             },
             pieces,
             gguf: entry.gguf.map(|pattern| Gguf {

@@ -1,10 +1,12 @@
 //! A model's chat template: Jinja that turns messages into a prompt. It comes with the model, so it is untrusted: it runs with
 //! a bounded number of steps and reaches nothing but its arguments.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
+use regex::Regex;
 use serde_json::Value;
 
 use super::companions::{Companion, Companions};
@@ -93,8 +95,16 @@ impl ChatTemplate {
         let values = context! {
             messages, add_generation_prompt => true, bos_token => self.bos.as_deref(), eos_token => self.eos.as_deref(),
         };
-        environment.render_str(&self.source, values).map_err(wrong)
+        environment.render_str(&without_marks(&self.source), values).map_err(wrong)
     }
+}
+
+/// transformers' own block, which marks what the model is trained to say, stands for what is in it.
+fn without_marks(source: &str) -> Cow<'_, str> {
+    let tag = |word: &str| Regex::new(&format!(r"(\{{%[-+]?\s*){word}(\s*[-+]?%\}})"));
+    let (Ok(begin), Ok(end)) = (tag("generation"), tag("endgeneration")) else { return source.into() };
+    let opened = begin.replace_all(source, "${1}if true${2}");
+    end.replace_all(&opened, "${1}endif${2}").into_owned().into()
 }
 
 #[cfg(test)]
@@ -113,12 +123,25 @@ mod tests {
     }
 
     #[test]
+    fn marks_of_what_is_trained_are_no_part_of_the_prompt() {
+        let source = "{% for message in messages %}\n  {%- generation -%}\n  {{ message.content }}\n  {% endgeneration %}\n{% endfor %}";
+        assert_eq!(template(source).render("Hi").unwrap(), "Hi\n");
+    }
+
+    #[test]
     fn bad_templates_are_errors() {
         for (source, word) in [
             ("{% for x in %}", "syntax"),
             ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
             ("{% for i in range(9000) %}{% for j in range(9000) %}{{ i }}{% endfor %}{% endfor %}", "1000000 steps"),
             ("{% include '/etc/passwd' %}", "include"),
+            ("{{ 'x' * 9999999999 }}", "1000000 steps"),
+            (
+                "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+                "1000000 steps",
+            ),
+            ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
+            ("{% for i in range(1000000000) %}{{ i }}{% endfor %}", "too many elements"),
         ] {
             let error = template(source).render("x").unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("t.jinja"), "{error}");

@@ -73,7 +73,7 @@ pub enum Error {
         next: String,
     },
     /// The config describes other tensors than the weight files hold.
-    #[error("{}: the config of a {family} does not fit the tensors: {}Use the config.json that came with these weights", config.display(), listed(problems))]
+    #[error("{}: the config of a {family} does not fit the tensors: {}Use the config.json that came with these weights; if tensors are missing, download the weights again", config.display(), listed(problems))]
     ConfigMismatch {
         /// The config.
         config: PathBuf,

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::dialect::llama_cpp;
 use crate::encoding::Inputs;
 use crate::family::table::{self, Expected};
-use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
+use crate::family::{self, Architecture, Family, Kind, Part, Role, RowOrder, Slot};
 
 pub use chat::ChatTemplate;
 pub use companions::{Companion, Companions, Pooling};
@@ -157,7 +157,7 @@ impl Checkpoint {
     fn find_family(&mut self) -> Result<()> {
         let config = self.companions.config.as_ref();
         if let Some((path, config)) = config.filter(|(_, config)| is_of_transformers(config)) {
-            match family::find(config) {
+            match family::find_for(config, self.weights.len()) {
                 Ok(family) => self.family = Some(family),
                 Err(e @ (family::Error::Family { .. } | family::Error::Unsupported { .. })) => {
                     self.no_family = Some(e.to_string());
@@ -361,6 +361,27 @@ impl Checkpoint {
         all
     }
 
+    /// Weights that the family does not have, so that nothing the runtime computes depends on them.
+    pub fn unused(&self) -> Vec<&str> {
+        let Some(family) = self.family.as_ref().filter(|family| family.kind != Kind::Chain) else { return Vec::new() };
+        let used: BTreeSet<usize> = self.slots.values().flatten().map(|piece| piece.weight).collect();
+        let rest = self.weights.iter().enumerate().filter(|(at, _)| !used.contains(at));
+        let known = |name: &str| family.ignores(name) || llama_cpp::ROPE_FACTORS.contains(&name);
+        rest.map(|(_, weight)| weight.name.as_str()).filter(|name| !known(name)).collect()
+    }
+
+    /// What of the model this version does not understand and passes over, in words.
+    pub fn remarks(&self) -> Vec<String> {
+        let Some(family) = &self.family else { return Vec::new() };
+        let of_config = |unknown: &[String]| format!("config fields that this version does not know: {}", few(unknown));
+        let of_file = |unused: &[&str]| {
+            format!("tensors that a {} does not have, without effect on its outputs: {}", family.name, few(unused))
+        };
+        let unknown = Some(&family.config.unknown[..]).filter(|unknown| !unknown.is_empty());
+        let unused = Some(self.unused()).filter(|unused| !unused.is_empty());
+        unknown.map(of_config).into_iter().chain(unused.map(|unused| of_file(&unused))).collect()
+    }
+
     /// All slots that the model serves, in no order.
     pub fn slots(&self) -> impl Iterator<Item = ((Slot, usize, Option<usize>, Part), &[Piece])> {
         self.slots.iter().map(|(at, pieces)| (*at, pieces.as_slice()))
@@ -469,6 +490,15 @@ impl Checkpoint {
     /// Number of values in all floating-point and quantized weights.
     pub fn parameters(&self) -> u64 {
         self.weights.iter().filter(|weight| weight.is_numeric()).map(Weight::elements).sum()
+    }
+}
+
+/// The first of some names.
+fn few<S: AsRef<str> + std::borrow::Borrow<str>>(names: &[S]) -> String {
+    const FEW: usize = 8;
+    match names.len().saturating_sub(FEW) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..FEW].join(", ")),
     }
 }
 

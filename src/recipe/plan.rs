@@ -255,13 +255,14 @@ impl Plan {
                 )));
             }
         }
-        let Tensors { files, tensors, constants, notes } = match (checkpoint.format(), format) {
+        let Tensors { files, tensors, constants, mut notes } = match (checkpoint.format(), format) {
             (Format::Gguf, Format::Gguf) => gguf::tensors(checkpoint),
             (_, Format::Gguf) => llama_cpp::tensors(checkpoint)?,
             (_, Format::Safetensors | Format::Npz | Format::Pytorch) => {
                 huggingface::tensors(checkpoint, target == Target::Folder)?
             }
         };
+        notes.extend(checkpoint.remarks());
         let mut plan = Self {
             target,
             files: Vec::new(),

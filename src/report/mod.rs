@@ -476,6 +476,10 @@ pub struct Inspection {
     unsupported: Option<String>,
     /// Config fields that this version does not know.
     unknown_config_fields: Vec<String>,
+    /// Tensors that the family does not have, without effect on its outputs.
+    unused_tensors: Vec<String>,
+    #[serde(skip)]
+    remarks: Vec<String>,
     quantized: Option<String>,
     recipe: Option<String>,
     parameters: u64,
@@ -548,6 +552,8 @@ impl Inspection {
             family: checkpoint.family().map(|family| family.name),
             unsupported: checkpoint.no_family().map(str::to_owned),
             unknown_config_fields: checkpoint.family().map(|family| family.config.unknown.clone()).unwrap_or_default(),
+            unused_tensors: checkpoint.unused().into_iter().map(str::to_owned).collect(),
+            remarks: checkpoint.remarks(),
             quantized: checkpoint.quantized(),
             recipe: recipe.map(Recipe::describe),
             parameters: checkpoint.parameters(),

@@ -241,8 +241,8 @@ pub fn inspect_table(found: &Inspection) -> String {
     if let Some(why) = &found.unsupported {
         let _ = writeln!(out, "outputs cannot be computed: {why}");
     }
-    if !found.unknown_config_fields.is_empty() {
-        let _ = writeln!(out, "config fields that are not known here: {}", found.unknown_config_fields.join(", "));
+    for remark in &found.remarks {
+        let _ = writeln!(out, "{remark}");
     }
     out.push('\n');
     let mut shares = table(&["stored as", "weights", "values", "bytes"], 1);

@@ -210,6 +210,49 @@ fn every_missing_tensor_of_a_family_is_named() {
     }
 }
 
+/// A file of some kilobytes whose metadata describe so many layers, or experts, that naming their tensors would fill gigabytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_claims_to_be_deep_takes_no_memory() {
+    use formats::gguf::{Metadata, Value};
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("deep.gguf");
+    let token = formats::TensorMeta::new("token_embd.weight", formats::Dtype::F32, vec![256, 64]);
+    for (arch, layers, experts) in [
+        ("llama", 1 << 18, 0),
+        ("llama", 32_000, 0),
+        ("gemma3", 1 << 18, 0),
+        ("gemma3", 32_000, 0),
+        ("qwen3moe", 500, 128),
+        ("qwen3moe", 250, 128),
+    ] {
+        let mut keys = Metadata::default();
+        keys.push("general.architecture", Value::String(arch.into()));
+        for (key, value) in [
+            ("embedding_length", 64),
+            ("block_count", layers),
+            ("attention.head_count", 4),
+            ("feed_forward_length", 96),
+            ("context_length", 128),
+            ("vocab_size", 256),
+            ("expert_count", experts),
+            ("expert_used_count", 8),
+            ("expert_feed_forward_length", 48),
+        ] {
+            keys.push(format!("{arch}.{key}"), Value::U32(value));
+        }
+        let layout = formats::gguf::layout(&path, std::slice::from_ref(&token), &keys).unwrap();
+        let mut bytes = vec![0; layout.bytes as usize];
+        bytes[..layout.fixed[0].1.len()].copy_from_slice(&layout.fixed[0].1);
+        std::fs::write(&path, bytes).unwrap();
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg("ulimit -d 102400 && exec \"$@\"").arg("sh").arg(program().get_program());
+        let run: Run = shell.args(args!["run", &path, "--prompt", "x"]).output().unwrap().into();
+        println!("{arch} {layers} {experts}: {}", run.stderr.lines().next().unwrap_or_default());
+        run.exits(3).says(&["deep.gguf"]);
+    }
+}
+
 #[test]
 fn an_instruction_set_that_is_none_is_refused() {
     for args in [args!["inspect", fixture("linear")].to_vec(), args![fixture("linear"), "--int8", "--dry-run"].to_vec()]

@@ -3,10 +3,11 @@
 use modelpress::encoding::Encoding;
 use modelpress::family::Role;
 use modelpress::loader::{Checkpoint, Options};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::args;
-use crate::support::{compress, copy_folder, fixture};
+use crate::support::{compress, copy_folder, f32s, fixture, write_safetensors};
 
 pub const FAMILIES: [&str; 13] = [
     "bert",
@@ -96,5 +97,79 @@ fn every_family_is_compressed_in_every_scheme_and_checked() {
             assert!(quantized >= expected, "{family} {scheme}: {quantized} of {expected}: {notes}");
             std::fs::remove_dir_all(&written).unwrap();
         }
+    }
+}
+
+/// A copy of a model with another config and other tensors.
+fn changed(
+    model: &str,
+    change: impl FnOnce(&mut Value),
+    tensors: &[(&str, Vec<usize>, Vec<f32>)],
+) -> (tempfile::TempDir, std::path::PathBuf) {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("model");
+    copy_folder(&fixture(model), &folder);
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let path = folder.join("model.safetensors");
+    let mut all = crate::support::tensors(&path);
+    for (name, shape, values) in tensors {
+        all.insert((*name).to_owned(), ("F32".into(), shape.clone(), f32s(values.iter().copied())));
+    }
+    let all: Vec<_> =
+        all.iter().map(|(name, (_, shape, bytes))| (name.as_str(), Dtype::F32, shape.clone(), bytes.clone())).collect();
+    write_safetensors(&path, &all);
+    (out, folder)
+}
+
+/// Every command says which config fields it does not know, and which tensors it passes over.
+#[test]
+fn what_is_passed_over_is_said() {
+    let extra = [("model.layers.0.self_attn.q_proj.lora_A.weight", vec![4, 256], vec![0.5; 1024])];
+    let (out, folder) = changed("kjv-nano", |config| config["odd_field"] = json!(1), &extra);
+    let words = ["odd_field", "tensors that a llama does not have", "lora_A"];
+    compress(args!["run", &folder, "--prompt", "x", "--max-tokens", "1"]).exits(0).says(&words);
+    compress(args!["check", fixture("kjv-nano"), &folder, "--check-tokens", "50"]).exits(0).says(&words);
+    let found = compress(args!["inspect", &folder, "--json"]).exits(0).json();
+    assert_eq!(found["unknown_config_fields"], json!(["odd_field"]));
+    assert_eq!(found["unused_tensors"], json!([extra[0].0]));
+    let table = compress(args!["inspect", &folder]).exits(0).stdout;
+    assert!(words.iter().all(|word| table.contains(word)), "{table}");
+    for target in ["int8", "x.gguf"] {
+        let scheme = if target == "int8" { "int8" } else { "q8_0" };
+        let args = args![&folder, "--scheme", scheme, "-o", out.path().join(target), "--dry-run", "--json"];
+        let notes = compress(args).exits(0).json()["notes"].to_string();
+        assert!(words.iter().all(|word| notes.contains(word)), "{notes}");
+    }
+    let quiet = compress(args!["run", &folder, "--prompt", "x", "--max-tokens", "1", "-q"]).exits(0);
+    assert_eq!(quiet.stderr, "");
+    let known = compress(args!["run", fixture("kjv-nano"), "--prompt", "x", "--max-tokens", "1"]).exits(0);
+    assert_eq!(known.stderr, "");
+}
+
+/// `attention_bias` and `mlp_bias` decide, as in transformers: biases that they deny are passed over, those that they promise are
+/// missed. Where they say nothing the file decides.
+#[test]
+fn the_config_says_whether_there_are_biases() {
+    let run = |folder: &std::path::Path| {
+        let model = Checkpoint::open(folder, &Options::default()).unwrap();
+        let model = modelpress::runtime::load(&std::sync::Arc::new(model)).unwrap();
+        modelpress::runtime::forward(&model, &[5, 6, 7], &modelpress::job::Job::new(1)).unwrap().logits
+    };
+    let original = run(&fixture("golden/llama"));
+    for (flag, name, width) in [("attention_bias", "self_attn.q_proj.bias", 64), ("mlp_bias", "mlp.gate_proj.bias", 96)]
+    {
+        let name = format!("model.layers.1.{name}");
+        let bias = [(name.as_str(), vec![width], crate::support::noise(width))];
+        let (_kept, denied) = changed("golden/llama", |config| config[flag] = json!(false), &bias);
+        assert_eq!(run(&denied), original, "{flag}");
+        let (_kept, open) = changed("golden/llama", |config| drop(config.as_object_mut().unwrap().remove(flag)), &bias);
+        assert_ne!(run(&open), original, "{flag}");
+        let (_kept, promised) = changed("golden/llama", |config| config[flag] = json!(true), &bias);
+        let missing = compress(args!["run", &promised, "--prompt", "x"]).exits(3);
+        assert!(!missing.stderr.contains(&name), "{}", missing.stderr);
+        missing.says(&[&name.replace("layers.1", "layers.0"), "is missing", "download the weights again"]);
     }
 }

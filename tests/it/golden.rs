@@ -125,6 +125,12 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     }
 }
 
+/// Models with settings that are legal and seldom (`tests/odd_models.py` makes these and more).
+#[test]
+fn odd_settings_compute_what_transformers_does() {
+    compare(&fixture("golden-odd"), true);
+}
+
 /// roberta counts positions without padding tokens, so one inside a text would shift all that follow.
 #[test]
 fn a_padding_token_in_a_text_is_refused() {

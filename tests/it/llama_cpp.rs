@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::args;
-use crate::golden::{models, open};
+use crate::golden::{difference_of, models, open};
 use crate::support::{compress, copy_folder, fixture, shared, tensors};
 
 /// What the converter made of a model of `fixtures/golden`.
@@ -303,4 +303,43 @@ fn what_llama_cpp_computes_otherwise_is_said_or_refused() {
     ] {
         written(model, changes).0.exits(3).says(&[word, "llama.cpp", "safetensors"]);
     }
+}
+
+/// The records of transformers again, from the same models in GGUF, unless llama.cpp would compute something else and they are
+/// refused. Their weights are f32, and gemma's norms plus one lose no more than the last bit of that.
+#[test]
+fn every_family_as_gguf_computes_what_transformers_does() {
+    let mut refused = Vec::new();
+    for original in models(&fixture("golden")).into_iter().chain(models(&fixture("golden-odd"))) {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        copy_folder(&original, &model);
+        let name = original.file_name().unwrap().to_string_lossy().into_owned();
+        let encoder = ["bert", "distilbert", "roberta"].iter().any(|family| name.starts_with(family));
+        let kind = if encoder { "wordpiece" } else { "bpe" };
+        std::fs::copy(fixture(&format!("llama-cpp/{kind}.json")), model.join("tokenizer.json")).unwrap();
+        let gguf = folder.path().join("model.gguf");
+        let run = compress(args!["convert", &model, &gguf, "-q"]);
+        if run.code != 0 {
+            run.exits(3).says(&["llama.cpp", "safetensors"]);
+            refused.push(name);
+            continue;
+        }
+        std::fs::remove_dir_all(&model).unwrap();
+        let (hidden, logits) = difference_of(&open(&gguf), &original, usize::MAX);
+        println!("{name}: hidden states within {hidden:.1e}, logits within {logits:.1e}");
+        assert!(hidden <= 1e-4 && logits <= 1e-4, "{name}: {hidden:e} {logits:e}");
+    }
+    let expected = [
+        "distilbert-sines",
+        "gemma3-pattern",
+        "gemma3-two-ropes",
+        "gpt2-unscaled",
+        "llama-biases",
+        "qwen3-biases",
+        "qwen3-moe-all",
+        "qwen3-moe-raw",
+    ]
+    .map(str::to_owned);
+    assert_eq!(refused, expected);
 }

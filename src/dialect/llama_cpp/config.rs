@@ -14,7 +14,8 @@ pub const CONFIG_KEY: &str = "modelpress.config";
 pub const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// More layers than any model has.
-const MOST_LAYERS: u64 = 1 << 18;
+const MOST_LAYERS: u64 = 1 << 15;
+
 /// The key under which our own files name the dtype that their vectors had, which llama.cpp wants in f32.
 pub const WIDENED_KEY: &str = "modelpress.widened";
 
@@ -144,7 +145,7 @@ fn rotary(keys: &Keys<'_>, factors: &HashMap<&str, Vec<f32>>) -> Result<Value, S
         config["rope_scaling"] = scaling;
     }
     if let Some(dims) = keys.maybe_count("rope.dimension_count").filter(|dims| *dims != head_dim) {
-        config["partial_rotary_factor"] = (dims as f64 / head_dim as f64).into();
+        config["partial_rotary_factor"] = fraction(dims, head_dim).into();
     }
     match model_type {
         "mixtral" => {
@@ -178,6 +179,13 @@ fn rotary(keys: &Keys<'_>, factors: &HashMap<&str, Vec<f32>>) -> Result<Value, S
         _ => {}
     }
     Ok(config)
+}
+
+/// The fraction of `whole` that is `part`: times `whole`, with what follows the point cut off as transformers does, it is
+/// `part` again.
+fn fraction(part: u64, whole: u64) -> f64 {
+    let quotient = part as f64 / whole as f64;
+    if ((whole as f64 * quotient) as u64) < part { quotient.next_up() } else { quotient }
 }
 
 /// Which layers see only a window: a list, or every so many-th that sees all. What the file does not say, llama.cpp takes from
@@ -230,6 +238,20 @@ fn rope_scaling(keys: &Keys<'_>, factors: &HashMap<&str, Vec<f32>>) -> Result<Op
         }
         Some(other) => {
             Err(format!("its rotation is scaled as `{other}`; supported: linear, factors of each wavelength"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fraction;
+
+    #[test]
+    fn a_fraction_of_a_head_returns_as_it_was() {
+        for whole in 1..=512 {
+            for part in 1..=whole {
+                assert_eq!((whole as f64 * fraction(part, whole)) as u64, part, "{part} of {whole}");
+            }
         }
     }
 }

@@ -3,6 +3,13 @@
 use super::{LAYERS_OF_27B, Unsayable};
 use crate::family::{Activation, Family, Position, RopeScaling, Transformer};
 
+/// Whether llama.cpp's loader takes a tensor: biases behind the attention and in the feed-forward part are not for every
+/// architecture, and a file with a tensor that it does not expect is refused as a whole.
+pub fn has_place(arch: &str, tensor: &str) -> bool {
+    let rare = ["attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
+    matches!(arch, "llama" | "gpt2" | "bert") || !rare.iter().any(|end| tensor.ends_with(end))
+}
+
 /// What llama.cpp will do otherwise, in words, where it matters only for some texts.
 ///
 /// # Errors
@@ -30,7 +37,7 @@ pub fn differences(family: &Family, t: &Transformer) -> Result<Vec<String>, Unsa
     if t.experts.is_some_and(|experts| !experts.normalise) {
         return refuse("llama.cpp always scales the chosen experts' probabilities to sum to one".to_owned());
     }
-    if arch == "phi3" && t.heads * t.head_dim != t.hidden {
+    if matches!(arch, "phi3" | "qwen2") && t.heads * t.head_dim != t.hidden {
         return refuse(format!(
             "llama.cpp has no {arch} whose {} heads of {} are not as wide as the model",
             t.heads, t.head_dim

@@ -16,7 +16,7 @@ use crate::family::Family;
 use crate::family::table::Expected;
 
 pub use config::{CONFIG_KEY, ROPE_FACTORS, WIDENED_KEY, config};
-pub use differences::differences;
+pub use differences::{differences, has_place};
 pub use lost::left_out;
 pub use metadata::{architecture, file_type};
 pub use rope::rope_factors;

@@ -58,6 +58,11 @@ pub fn tensors(checkpoint: &Checkpoint) -> Result<Tensors> {
         if done.insert(&place.name)
             && let Some(tensor) = tensor(checkpoint, place, &members[place.name.as_str()])
         {
+            if !dialect::has_place(arch, &place.name) {
+                let problem =
+                    format!("llama.cpp has no place for {} in a {arch}, and outputs depend on it", tensor.canonical);
+                return Err(refuse(checkpoint, problem, "Write safetensors instead: -o NAME.safetensors"));
+            }
             numbers(checkpoint, &tensor.pieces)?;
             tensor.pieces.iter().for_each(|piece| used[piece.weight] = true);
             tensors.tensors.push(tensor);

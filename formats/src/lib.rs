@@ -14,6 +14,7 @@ mod limits;
 #[allow(unsafe_code)]
 mod map;
 pub mod npz;
+pub mod onnx;
 pub mod pytorch;
 pub mod safetensors;
 mod sink;

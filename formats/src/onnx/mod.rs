@@ -1,0 +1,3 @@
+//! ONNX: a protobuf of a graph and its constants.
+
+pub mod proto;

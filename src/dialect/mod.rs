@@ -3,3 +3,4 @@
 
 pub mod huggingface;
 pub mod llama_cpp;
+pub mod onnx;

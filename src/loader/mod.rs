@@ -107,7 +107,10 @@ impl Checkpoint {
             let config = self.config()?;
             ["quantization_config", "quantization"].into_iter().find_map(|key| config.get(key))
         });
-        let gathered = weights::gather(&self.sources, weights::Declared(declared));
+        let gathered = match self.onnx() {
+            Some(model) => weights::of_graph(model, self.sources[0].tensors()),
+            None => weights::gather(&self.sources, weights::Declared(declared)),
+        };
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
@@ -173,6 +176,12 @@ impl Checkpoint {
             }
             return Ok(());
         }
+        if self.format() == Format::Onnx {
+            // What lies between the layers is in its graph.
+            let why = "it is an ONNX graph, and there is no config.json that names the model's family";
+            self.no_family = Some(why.to_owned());
+            return Ok(());
+        }
         let shapes: Vec<(&str, Vec<usize>)> = self
             .weights
             .iter()
@@ -192,7 +201,8 @@ impl Checkpoint {
     /// Finds the family's tensors, and gives each weight its role and each slot its pieces.
     fn assign_slots(&mut self) -> Result<()> {
         let Some(family) = &self.family else { return Ok(()) };
-        let is_gguf = self.format() == Format::Gguf;
+        let format = self.format();
+        let is_gguf = format == Format::Gguf;
         let experts = match &family.architecture {
             Architecture::Transformer(t) => t.experts.map_or(0, |experts| experts.count),
             Architecture::Chain(_) => 0,
@@ -211,7 +221,12 @@ impl Checkpoint {
             };
             let weight = &mut self.weights[at];
             let shape: Vec<usize> = weight.shape.iter().map(|&d| d as usize).collect();
-            let transposed = expected.transposed && !is_gguf;
+            let transposed = match format {
+                Format::Gguf => false,
+                // As its nodes use it.
+                Format::Onnx => weight.transposed,
+                _ => expected.transposed,
+            };
             let mut wanted = expected.shape.clone();
             if transposed != expected.transposed {
                 wanted.reverse();
@@ -250,6 +265,14 @@ impl Checkpoint {
             self.family = None;
             return Ok(());
         }
+        if format == Format::Onnx {
+            // Exporters name weights as they like.
+            let problem = problems.swap_remove(0);
+            self.no_family =
+                Some(format!("its graph does not name the weights as the config's family does: {problem}"));
+            (self.family, self.slots) = (None, HashMap::new());
+            return Ok(());
+        }
         let config = self.companions.config.as_ref().map_or_else(|| self.path.clone(), |(path, _)| path.clone());
         Err(Error::ConfigMismatch { config, family: family.name.to_owned(), problems })
     }
@@ -258,6 +281,14 @@ impl Checkpoint {
     pub fn gguf(&self) -> Option<&formats::gguf::Metadata> {
         match self.sources.first()?.payload() {
             formats::Payload::Gguf(metadata) => Some(metadata),
+            _ => None,
+        }
+    }
+
+    /// The graph of an ONNX file.
+    pub fn onnx(&self) -> Option<&formats::onnx::Model> {
+        match self.sources.first()?.payload() {
+            formats::Payload::Onnx(model) => Some(model),
             _ => None,
         }
     }

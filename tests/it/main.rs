@@ -17,6 +17,7 @@ mod golden;
 mod llama_cpp;
 mod memory;
 mod minilm;
+mod onnx;
 mod parts;
 mod prune;
 mod run;

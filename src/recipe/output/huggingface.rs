@@ -39,6 +39,14 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Result<Tensors> {
     if let Some(metadata) = checkpoint.gguf() {
         notes = from_gguf::notes(checkpoint, metadata, folder)?;
     }
+    if let (true, Format::Onnx, Some(why)) = (folder, checkpoint.format(), checkpoint.no_family()) {
+        return Err(Error::Dialect {
+            file: checkpoint.path().to_owned(),
+            target: "a Hugging Face folder",
+            problem: why.to_owned(),
+            next: "Its weights alone can be written as one file: NAME.safetensors".to_owned(),
+        });
+    }
     if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
         let (tensors, lost) = from_llama_cpp(checkpoint, family);
         notes.extend(lost.map(|name| format!("{name}: a {} has no place for it; left out", family.name)));

@@ -4,6 +4,7 @@ mod from_gguf;
 pub mod gguf;
 pub mod huggingface;
 pub mod llama_cpp;
+pub mod onnx;
 
 use std::collections::BTreeMap;
 

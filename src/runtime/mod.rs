@@ -11,6 +11,7 @@ mod checkpoint;
 pub mod embed;
 mod error;
 mod feed_forward;
+mod hidden;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod linear;
@@ -27,9 +28,10 @@ pub mod weights;
 mod testing;
 
 pub use activations::{Activations, Int8Activations};
+pub use block::{Goal, Half};
 pub use cache::{Cache, Precision};
 pub use chain::ChainModel;
-pub use checkpoint::{load, load_chain};
+pub use checkpoint::{load, load_chain, weights as stored_weights};
 pub use embed::{embed, normalise};
 pub use error::Error;
 pub use linear::{Linear, Method};

@@ -6,6 +6,7 @@ mod blocks;
 mod cast;
 pub mod ggml;
 pub mod imatrix;
+pub mod least_squares;
 mod method;
 mod scales;
 mod symmetric;

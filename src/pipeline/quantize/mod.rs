@@ -17,7 +17,7 @@ use self::staged::{SoFar, Staged};
 use self::target::Known;
 use super::prune::refuse_non_finite;
 use super::{Error, Result};
-use crate::calibration::{self, Asked, Calibration, Pair, PairGatherer, Sums, shared_input};
+use crate::calibration::{self, Asked, Pair, PairGatherer, Sums, shared_input};
 use crate::family::{Architecture, Transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch};

@@ -6,9 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check::Scored;
 use crate::encoding::Inputs;
-use crate::quantizer;
 use crate::pruner::parts::Layers;
 use crate::pruner::{Fraction, Method, Pattern, Scope};
+use crate::quantizer;
 
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
 #[derive(Debug, Parser)]
@@ -159,6 +159,9 @@ pub struct CalibrationArgs {
     /// Most tokens of that text
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
     pub calibrate_tokens: u64,
+    /// Keep what was done when quantizing by a text is interrupted, and go on from it
+    #[arg(long, requires = "calibrate")]
+    pub resume: bool,
     /// Refit what is left of each pruned layer to give the original layer's outputs on that text
     #[arg(long, requires = "prune")]
     pub recover: bool,

@@ -9,10 +9,11 @@ use formats::{Access, Sink};
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json};
 use crate::calibration::{Calibration, Origin};
-use crate::check::{self, Findings};
+use crate::check::{self, Findings, HeldBack};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
 use crate::pipeline::{self, Reshaped, Seen, pack};
+use crate::quantizer::Method;
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
@@ -31,6 +32,8 @@ pub struct Input<'a> {
     pub original: &'a Arc<Checkpoint>,
     /// That model without some of its parts, if that is what is written.
     pub reshaped: Option<&'a Reshaped>,
+    /// Whether to go on from what an earlier run left, and to leave such.
+    pub resume: bool,
     /// When work began.
     pub started: Instant,
 }
@@ -72,10 +75,30 @@ pub fn run(
     let quantized = match by_text.map(|calibration| &calibration.from) {
         Some(Origin::Text(text)) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
-            Some(pipeline::quantize(checkpoint, &mut plan, recipe.blocks.method, text, output, job)?)
+            let by = (text, input.resume);
+            let quantized = pipeline::quantize(checkpoint, &mut plan, recipe.blocks.method, by, output, job)?;
+            let pipeline::Quantized { plain, checkpoint: chosen, held, .. } = &quantized;
+            let held = HeldBack::measure(checkpoint, plain, chosen, held, job)?;
+            Some((quantized, held))
         }
         _ => None,
     };
+    // Never worse than without a text.
+    let worse = |held: &HeldBack| held.chosen > held.nearest;
+    let (quantized, refused_codes) = match quantized {
+        Some((codes, Some(held))) if recipe.blocks.method == Method::Best && worse(&held) => {
+            codes.finish();
+            plan = Plan::new(checkpoint, &recipe.without_text(), plan.target, output)?;
+            plan.notes.push(format!(
+                "codes chosen by the text were worse on what was held back of it ({} {:.6}, to nearest {:.6}); rounded to nearest instead",
+                held.measure, held.chosen, held.nearest
+            ));
+            (None, true)
+        }
+        quantized => (quantized, false),
+    };
+    let without = recipe.without_text();
+    let recipe = if refused_codes { &without } else { recipe };
     let calibrated = match calibration.filter(|_| recipe.calibrates()) {
         Some(calibration) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
@@ -91,7 +114,7 @@ pub fn run(
             None
         }
     };
-    let coded = quantized.as_ref().map(|quantized| &quantized.checkpoint);
+    let coded = quantized.as_ref().map(|(quantized, _)| &quantized.checkpoint);
     let source = calibrated.as_ref().map(|calibrated| &calibrated.checkpoint).or(coded).unwrap_or(checkpoint);
     let (mut sink, tally);
     let mut packed = None;
@@ -132,8 +155,11 @@ pub fn run(
     if let Some(calibrated) = &calibrated {
         report.add_calibration(calibrated);
     }
-    if let Some(quantized) = &quantized {
-        report.add_codes(quantized);
+    if let Some((quantized, held)) = quantized {
+        report.add_codes(&quantized, held);
+        if refused.is_none() {
+            quantized.finish();
+        }
     }
     if args.common.json {
         print_json(&report)?;

@@ -70,18 +70,25 @@ impl Stage {
 pub struct Matrices {
     /// Of blocks.
     pub stages: BTreeMap<Stage, Vec<Matrix>>,
-    /// The output projection, or the token embedding that serves as it.
-    pub head: Option<Matrix>,
-    /// The token embedding, where it is not the output projection too.
+    /// The token embedding.
     pub embedding: Option<Matrix>,
+    /// The output projection, where it is not the token embedding.
+    pub head: Option<Matrix>,
     /// The steps that they make up.
     pub steps: BTreeSet<usize>,
     /// These steps as weights of a file of their codes.
     pub coded: Vec<Coded>,
 }
 
+impl Matrices {
+    /// All of them, in the order in which their codes are chosen.
+    pub fn all(&self) -> impl Iterator<Item = &Matrix> {
+        self.embedding.iter().chain(self.stages.values().flatten()).chain(&self.head)
+    }
+}
+
 /// The matrices of a plan that a text reaches.
-pub fn matrices(checkpoint: &Checkpoint, plan: &Plan, t: &Transformer) -> Matrices {
+pub fn matrices(checkpoint: &Checkpoint, plan: &Plan) -> Matrices {
     let serves = checkpoint.serves();
     let mut all = Matrices::default();
     for (at, step) in plan.steps.iter().enumerate() {
@@ -105,8 +112,8 @@ pub fn matrices(checkpoint: &Checkpoint, plan: &Plan, t: &Transformer) -> Matric
             let matrix = Matrix { step: at, form, rows, cols: step.cols as usize, place, name };
             match (place.slot, Stage::at(place)) {
                 (_, Some(stage)) => all.stages.entry(stage).or_default().push(matrix),
-                (Slot::TokenEmbedding, None) if !(t.tied && t.causal) => all.embedding = Some(matrix),
-                _ => all.head = Some(matrix),
+                (Slot::TokenEmbedding, None) => all.embedding = Some(matrix),
+                (_, None) => all.head = Some(matrix),
             }
         }
         all.steps.insert(at);

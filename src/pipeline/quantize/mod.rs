@@ -2,7 +2,9 @@
 //! codes before them make of the text, so that they make up for it, and the text goes on through them. What is chosen is staged
 //! in a file beside the output, as it will be stored, and copied when the plan is carried out.
 
+mod journal;
 mod matrices;
+mod plain;
 mod staged;
 mod target;
 
@@ -10,21 +12,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use formats::Access;
+use formats::{Access, Dtype};
+use serde::{Deserialize, Serialize};
 
 use self::matrices::{Matrices, Matrix, Stage, asked, matrices};
+use self::plain::Plain;
 use self::staged::{SoFar, Staged};
 use self::target::Known;
 use super::prune::refuse_non_finite;
 use super::{Error, Result};
 use crate::calibration::{self, Asked, Pair, PairGatherer, Sums, shared_input};
+use crate::encoding::PartLayout;
 use crate::family::{Architecture, Transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch};
-use crate::quantizer::least_squares::{self, Problem};
+use crate::quantizer::least_squares::{self, Form, Problem};
 use crate::quantizer::{Band, Method, Numbers};
 use crate::recipe::Plan;
 use crate::runtime::{self, Activations, Goal, Model, Observer, Place, Unobserved, Walk};
+use crate::threads::Pool;
 
 /// Stage of progress.
 const STAGE: &str = "calibrate";
@@ -38,14 +44,25 @@ pub struct Quantized {
     pub checkpoint: Arc<Checkpoint>,
     /// What became of each matrix, in the order of the walk.
     pub chosen: Vec<Chosen>,
-    /// Tokens of calibration text, and how many of them were held back.
-    pub tokens: [usize; 2],
-    /// Removes the staged file when it is dropped.
-    _staged: Staged,
+    /// Tokens of calibration text.
+    pub tokens: usize,
+    /// The windows of it that were held back.
+    pub held: Vec<Vec<u32>>,
+    /// The model rounded to nearest, as it would be without a text.
+    pub plain: Model,
+    /// Removes the staged file when it is dropped, unless a later run may go on from it.
+    staged: Staged,
+}
+
+impl Quantized {
+    /// The codes have been copied: what is staged is not needed again.
+    pub fn finish(self) {
+        self.staged.discard();
+    }
 }
 
 /// What became of a matrix.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
     /// Its name.
     pub name: String,
@@ -70,24 +87,26 @@ pub fn quantize(
     checkpoint: &Arc<Checkpoint>,
     plan: &mut Plan,
     method: Method,
-    calibration: &calibration::Options,
+    (calibration, resume): (&calibration::Options, bool),
     output: &Path,
     job: &Job,
 ) -> Result<Quantized> {
     let (windows, learned) = hold_back(calibration::windows(checkpoint, calibration)?);
-    let tokens = windows.iter().map(Vec::len).sum();
+    let tokens: usize = windows.iter().map(Vec::len).sum();
     let t = match checkpoint.family().map(|family| &family.architecture) {
         Some(Architecture::Transformer(t)) => t,
         _ => return Err(runtime::Error::Family { expected: "a transformer" }.into()),
     };
-    let matrices = matrices(checkpoint, plan, t);
+    let matrices = matrices(checkpoint, plan);
     refuse_small_budget(plan, &matrices, t, job)?;
-    let staged = Staged::create(plan, &matrices, output)?;
+    let work = if resume { Some(work(checkpoint, plan, method, &windows)?) } else { None };
+    let staged = Staged::create(plan, &matrices, output, work)?;
     // Read by offset: codes are seen as soon as they are written.
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
     let so_far = Arc::new(SoFar::new(checkpoint, &coded));
     let chooser = Chooser { checkpoint, plan, matrices: &matrices, method, staged: &staged, so_far, t, learned, job };
     let chosen = chooser.walk(&windows)?;
+    let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, &matrices, &job.pool)));
     let checkpoint = staged.checkpoint(checkpoint, &matrices, Access::Mapped)?;
     let first = checkpoint.weights().len() - matrices.coded.len();
     for (i, step) in plan.steps.iter_mut().enumerate() {
@@ -97,7 +116,35 @@ pub fn quantize(
             plan.notes.push(format!("{}: no text reaches it; stored without one", step.name));
         }
     }
-    Ok(Quantized { checkpoint, chosen, tokens: [tokens, tokens - learned], _staged: staged })
+    let first_held = windows.iter().scan(0, |end, window| {
+        *end += window.len();
+        Some(*end)
+    });
+    let first_held = first_held.take_while(|end| *end <= learned).count();
+    let held = windows[first_held..].to_vec();
+    Ok(Quantized { checkpoint, chosen, tokens, held, plain, staged })
+}
+
+/// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, and the text.
+fn work(checkpoint: &Checkpoint, plan: &Plan, method: Method, windows: &[Vec<u32>]) -> Result<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    };
+    add(calibration::file::fingerprint(checkpoint)?.as_bytes());
+    add(method.name().as_bytes());
+    for step in &plan.steps {
+        add(step.name.as_bytes());
+        add(step.encoding.name().as_bytes());
+        add(&[u8::from(step.pruning.is_some())]);
+    }
+    for window in windows {
+        add(&(window.len() as u64).to_le_bytes());
+        window.iter().for_each(|token| add(&token.to_le_bytes()));
+    }
+    Ok(format!("{hash:016x}"))
 }
 
 /// The windows, those that are held back at the end; and how many tokens are before those.
@@ -120,14 +167,11 @@ fn needed(matrix: &Matrix, t: &Transformer) -> u64 {
 }
 
 fn refuse_small_budget(plan: &Plan, matrices: &Matrices, t: &Transformer, job: &Job) -> Result<()> {
-    let all = matrices.stages.values().flatten().chain(&matrices.head);
-    let most = all.map(|matrix| (needed(matrix, t), matrix)).max_by_key(|(needed, _)| *needed);
+    let most = matrices.all().map(|matrix| (needed(matrix, t), matrix)).max_by_key(|(needed, _)| *needed);
     match most {
-        Some((needed, matrix)) if needed > job.memory => Err(Error::Calibrating {
-            tensor: plan.steps[matrix.step].name.clone(),
-            needed,
-            memory: job.memory,
-        }),
+        Some((needed, matrix)) if needed > job.memory => {
+            Err(Error::Calibrating { tensor: plan.steps[matrix.step].name.clone(), needed, memory: job.memory })
+        }
         _ => Ok(()),
     }
 }
@@ -149,8 +193,9 @@ struct Chooser<'a> {
 impl Chooser<'_> {
     fn walk(&self, windows: &[Vec<u32>]) -> Result<Vec<Chosen>> {
         let mut found = Vec::new();
-        if let Some(embedding) = &self.matrices.embedding {
-            self.choose(embedding, None, &mut found)?;
+        let embedding = self.matrices.embedding.as_ref();
+        if let Some(embedding) = embedding.filter(|embedding| !self.was_done(embedding, &mut found)) {
+            self.choose_all(&[embedding], BTreeMap::new(), &mut found)?;
         }
         let original = runtime::load(self.checkpoint)?;
         let coded = Model::new(self.t.clone(), self.so_far.clone());
@@ -170,7 +215,9 @@ impl Chooser<'_> {
             let half = stages[0].half();
             let mut original_is_through = false;
             for &stage in stages {
-                let passes = self.passes(self.matrices.stages.get(&stage).map_or(&[][..], Vec::as_slice));
+                let all = self.matrices.stages.get(&stage).map_or(&[][..], Vec::as_slice);
+                let left: Vec<&Matrix> = all.iter().filter(|matrix| !self.was_done(matrix, found)).collect();
+                let passes = self.passes(&left);
                 for (i, (wanted, matrices)) in passes.iter().enumerate() {
                     // The original need not wait for codes: in its last pass it goes through.
                     original_is_through = stage.goal() == Goal::Last && i + 1 == passes.len();
@@ -189,6 +236,9 @@ impl Chooser<'_> {
     /// The output projection, whose input is that of no block.
     fn head(&self, walk: &mut Walk<'_>, found: &mut Vec<Chosen>) -> Result<()> {
         let Some(head) = &self.matrices.head else { return Ok(()) };
+        if self.was_done(head, found) {
+            return Ok(());
+        }
         let place = head.place;
         let mut gatherer = self.gatherer(BTreeMap::from([(place, Asked::Drift)]));
         walk.outputs(|_, hidden| {
@@ -205,10 +255,10 @@ impl Chooser<'_> {
     }
 
     /// Matrices whose inputs are gathered in one pass: as many as have room, those with one input together.
-    fn passes<'m>(&self, matrices: &'m [Matrix]) -> Vec<(BTreeMap<Place, Asked>, Vec<&'m Matrix>)> {
+    fn passes<'m>(&self, matrices: &[&'m Matrix]) -> Vec<(BTreeMap<Place, Asked>, Vec<&'m Matrix>)> {
         let mut passes: Vec<(BTreeMap<Place, Asked>, Vec<&Matrix>)> = Vec::new();
         let mut room = 0;
-        for matrix in matrices {
+        for &matrix in matrices {
             let place = shared_input(matrix.place);
             let bytes = needed(matrix, self.t);
             let known = passes.last().is_some_and(|(wanted, _)| wanted.contains_key(&place));
@@ -226,6 +276,14 @@ impl Chooser<'_> {
         passes
     }
 
+    /// Whether an earlier run chose the codes of a matrix; then they are taken up.
+    fn was_done(&self, matrix: &Matrix, found: &mut Vec<Chosen>) -> bool {
+        let Some(chosen) = self.staged.done(matrix) else { return false };
+        self.so_far.choose(matrix.place);
+        found.push(chosen);
+        true
+    }
+
     /// Chooses the codes of matrices of which inputs are known.
     fn choose_all(
         &self,
@@ -233,6 +291,7 @@ impl Chooser<'_> {
         mut inputs: BTreeMap<Place, Pair>,
         found: &mut Vec<Chosen>,
     ) -> Result<()> {
+        let before = found.len();
         for alike in matrices.chunk_by(|a, b| shared_input(a.place) == shared_input(b.place)) {
             let pair = inputs.remove(&shared_input(alike[0].place));
             let known = pair.and_then(|pair| Known::new(pair, &self.job.pool));
@@ -241,7 +300,7 @@ impl Chooser<'_> {
                 self.choose(matrix, known.as_ref(), found)?;
             }
         }
-        Ok(())
+        self.staged.settle(matrices, &found[before..])
     }
 
     /// Chooses the codes of a matrix and stages them. Nothing is known of the inputs of an expert that no token reached.
@@ -255,7 +314,7 @@ impl Chooser<'_> {
         let mut chosen =
             Chosen { name: matrix.name.clone(), tokens: 0, share: 0.0, gain: None, nearest: known.is_none() };
         let parts = match known {
-            None => self.encode(matrix, &w, true),
+            None => self.encode(matrix, &w, self.method.searches()),
             Some(known) => {
                 chosen.tokens = known.tokens;
                 let target = match self.method {
@@ -309,24 +368,37 @@ impl Chooser<'_> {
 
     /// Codes that are found without inputs.
     fn encode(&self, matrix: &Matrix, w: &[f32], search: bool) -> Vec<Vec<u8>> {
-        const BAND: usize = 64;
         let step = &self.plan.steps[matrix.step];
-        let quantizer = matrix.form.quantizer(search);
-        let rows = w.len() / matrix.cols;
-        let bands = self.job.pool.map(rows.div_ceil(BAND), |band| {
-            let lines = band * BAND..rows.min((band + 1) * BAND);
-            let numbers = Numbers::F32(&w[lines.start * matrix.cols..lines.end * matrix.cols]);
-            let bytes = |part: &crate::encoding::PartLayout| {
-                let bytes = part.bytes_of(&(lines.start as u64..lines.end as u64));
-                vec![0; (bytes.end - bytes.start) as usize]
-            };
-            let mut parts: Vec<Vec<u8>> = step.parts.iter().take(2).map(bytes).collect();
-            let band = Band { numbers, first_row: lines.start as u64, cols: matrix.cols, dtype: step.input };
-            quantizer.encode(band, &mut parts);
-            parts
-        });
-        bands.into_iter().reduce(join).unwrap_or_default()
+        encode(matrix.form, w, matrix.cols, step.input, &step.parts, search, &self.job.pool)
     }
+}
+
+/// Codes of W `[rows, cols]`, of this dtype, that are found without inputs: to nearest, or with a search of scales.
+fn encode(
+    form: Form,
+    w: &[f32],
+    cols: usize,
+    dtype: Dtype,
+    layouts: &[PartLayout],
+    search: bool,
+    pool: &Pool,
+) -> Vec<Vec<u8>> {
+    const BAND: usize = 64;
+    let quantizer = form.quantizer(search);
+    let rows = w.len() / cols;
+    let bands = pool.map(rows.div_ceil(BAND), |band| {
+        let lines = band * BAND..rows.min((band + 1) * BAND);
+        let numbers = Numbers::F32(&w[lines.start * cols..lines.end * cols]);
+        let bytes = |part: &PartLayout| {
+            let bytes = part.bytes_of(&(lines.start as u64..lines.end as u64));
+            vec![0; (bytes.end - bytes.start) as usize]
+        };
+        // The third part of packed integers is their shape.
+        let mut parts: Vec<Vec<u8>> = layouts.iter().take(2).map(bytes).collect();
+        quantizer.encode(Band { numbers, first_row: lines.start as u64, cols, dtype }, &mut parts);
+        parts
+    });
+    bands.into_iter().reduce(join).unwrap_or_default()
 }
 
 /// The bytes of two bands, one after the other.

@@ -3,17 +3,20 @@
 //!
 //! - [`text`]: from a text to windows of tokens, within a budget.
 //! - [`inputs`]: sums over the inputs of matrices, gathered by watching the walk.
+//! - [`fisher`]: which changes of their results matter, by one way back through the model.
 //! - [`file`]: these sums in a file, to be used again.
 //! - [`structure`]: how much layers, heads and neurons matter.
 
 mod error;
 pub mod file;
+pub mod fisher;
 pub mod inputs;
 pub mod structure;
 pub mod text;
 
 pub use error::{Error, Result};
 pub use file::{Record, Recorded, Writer};
+pub use fisher::Fisher;
 pub use inputs::{Gatherer, Inputs, Wanted, shared_input};
 pub use structure::Structure;
 pub use text::{Options, windows};

@@ -98,13 +98,15 @@ pub struct Fisher {
     places: BTreeMap<Place, Seen>,
     /// Gradients of each matrix that sees all tokens.
     rows: u64,
+    /// Of each token, E[p (1 − p)] over predictions p of it.
+    head: Vec<f64>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Seen {
     at: u64,
-    features: usize,
     rows: u64,
+    diagonal: Vec<f64>,
 }
 
 impl Fisher {
@@ -115,7 +117,7 @@ impl Fisher {
     /// The temporary file cannot be read.
     pub fn outputs(&self, place: Place) -> Result<Option<Vec<f64>>> {
         let Some(seen) = self.places.get(&place) else { return Ok(None) };
-        let n = seen.features;
+        let n = seen.diagonal.len();
         let mut out = vec![0.0; n * n];
         let mut row = vec![0.0; n];
         let mut at = seen.at;
@@ -129,6 +131,16 @@ impl Fisher {
             }
         }
         Ok(Some(out))
+    }
+
+    /// The diagonal of what [`Fisher::outputs`] gives.
+    pub fn diagonal(&self, place: Place) -> Option<&[f64]> {
+        self.places.get(&place).map(|seen| &seen.diagonal[..])
+    }
+
+    /// The diagonal of the Fisher information of a decoder's logits; empty for an encoder.
+    pub fn head(&self) -> &[f64] {
+        &self.head
     }
 
     /// G of the token embedding's rows `[hidden, hidden]`.
@@ -174,10 +186,14 @@ fn all(
     let t = model.shape();
     let mut backward = Backward::begin(model, windows, options.samples, job)?;
     let draws = Draws(options);
+    let mut head = vec![0.0; if t.causal { t.vocab } else { 0 }];
     if t.causal {
         backward.from_logits(|positions, logits, sample| {
             for (position, row) in positions.zip(logits.chunks_exact_mut(t.vocab)) {
                 softmax(row);
+                if sample == 0 {
+                    head.iter_mut().zip(&*row).for_each(|(sum, p)| *sum += f64::from(*p) * (1.0 - f64::from(*p)));
+                }
                 let label = draws.label(position, sample, row);
                 row[label] -= 1.0;
             }
@@ -191,7 +207,8 @@ fn all(
         })?;
     }
     let rows = (backward.tokens() * options.samples) as u64;
-    let mut fisher = Fisher { numbers: Spill::new()?, places: BTreeMap::new(), rows };
+    head.iter_mut().for_each(|sum| *sum /= backward.tokens().max(1) as f64);
+    let mut fisher = Fisher { numbers: Spill::new()?, places: BTreeMap::new(), rows, head };
     let mut end = 0;
     for layer in (0..t.layers).rev() {
         for (number, pass) in passes.iter().enumerate() {
@@ -228,11 +245,12 @@ impl Gatherer<'_> {
     fn keep(self, fisher: &mut Fisher, end: &mut u64) -> Result<()> {
         for (place, mut sums) in self.found {
             sums.add_pending(self.pool);
-            let (features, rows) = (sums.cols, sums.rows);
+            let rows = sums.rows;
             if rows == 0 || !sums.squares().iter().all(|x| x.is_finite()) {
                 continue;
             }
-            let seen = Seen { at: *end, features, rows };
+            let diagonal = sums.squares().iter().map(|sum| sum / rows as f64).collect();
+            let seen = Seen { at: *end, rows, diagonal };
             for row in sums.triangle() {
                 let row: Vec<f32> = row.iter().map(|sum| (sum / rows as f64) as f32).collect();
                 fisher.numbers.write(*end, &row)?;
@@ -250,14 +268,12 @@ fn spread(windows: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
     if all <= tokens {
         return windows.to_vec();
     }
-    let mut chosen = Vec::new();
+    let mut chosen: Vec<Vec<u32>> = Vec::new();
     let (mut passed, mut taken) = (0usize, 0usize);
     for window in windows {
-        // As many tokens are taken of those passed as shall be of all.
-        let due = (passed + window.len()) as f64 * tokens as f64 / all as f64;
-        if (taken + window.len()) as f64 <= due.max(window.len() as f64) && taken + window.len() <= tokens
-            || chosen.is_empty()
-        {
+        // As large a share of what was passed is taken as of all.
+        let due = taken as f64 <= passed as f64 * tokens as f64 / all as f64;
+        if due && (taken + window.len() <= tokens || chosen.is_empty()) {
             taken += window.len();
             chosen.push(window.clone());
         }

@@ -310,7 +310,7 @@ fn tokens_at_a_time(model: &Model, memory: u64) -> usize {
 }
 
 /// How many rows of so many numbers fit into half the memory: at least 16, or nothing would move, and at most `most`.
-pub(super) fn within(memory: u64, numbers: usize, most: usize) -> usize {
+fn within(memory: u64, numbers: usize, most: usize) -> usize {
     let bytes = 4 * numbers.max(1) as u64;
     usize::try_from(memory / 2 / bytes).unwrap_or(most).clamp(16, most)
 }

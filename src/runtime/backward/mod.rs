@@ -15,11 +15,14 @@ use std::ops::Range;
 use super::model::{Context, Model};
 use super::observer::Unobserved;
 use super::spill::Spill;
-use super::walk::{MOST_POSITIONS, within};
+use super::walk::MOST_POSITIONS;
 use super::{Activations, Error, Place, Scratch, Walk};
 use crate::family::Slot;
 use crate::job::Job;
 use crate::threads::Pool;
+
+/// The most logits at a time: 64 MiB.
+const LOGITS: usize = 1 << 24;
 
 /// Is told the gradients of a loss with respect to what matrices give.
 pub trait GradientObserver {
@@ -82,7 +85,8 @@ impl<'a> Backward<'a> {
     pub fn from_logits(&mut self, mut loss: impl FnMut(Range<usize>, &mut [f32], usize)) -> Result<(), Error> {
         let (width, vocab) = (self.model.shape().hidden, self.model.shape().vocab);
         let head = self.model.head(None)?;
-        let step = within(self.job.memory, 2 * vocab + 3 * width, MOST_POSITIONS);
+        // Not by the memory budget, on which nothing may depend: few rows are multiplied in another order than many.
+        let step = (LOGITS / vocab.max(1)).clamp(16, MOST_POSITIONS);
         for first in (0..self.tokens()).step_by(step) {
             self.job.cancel.check()?;
             let positions = first..self.tokens().min(first + step);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::statistics::{log_sum_exp, mean_and_error, quantile};
-use super::{NotCompared, Options, Result, context, text, tokenizer};
+use super::{NotCompared, Options, Result, Scored, context, text, tokenizer};
 use crate::job::Job;
 use crate::loader::Checkpoint;
 use crate::runtime::{self, Unobserved, walk};
@@ -30,7 +30,10 @@ pub fn compare(
     let context = context(original, options)?;
     let tokens =
         tokenizer.encode(&text.content).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
-    let windows = windows(&tokens, tokenizer.bos(), context, options.tokens);
+    let windows = match options.scored {
+        Scored::All => windows(&tokens, tokenizer.bos(), context, options.tokens),
+        Scored::SecondHalf => second_halves(&tokens, tokenizer.bos(), context, options.tokens),
+    };
     if windows.is_empty() {
         return Err(text.wrong(format!("{} tokens", tokens.len())));
     }
@@ -209,6 +212,22 @@ pub fn windows(tokens: &[u32], bos: Option<u32>, context: usize, most: usize) ->
     windows
 }
 
+/// Cuts text tokens into windows as llama.cpp's perplexity does, until at most `most` are scored: of `context` tokens each, of
+/// which the first is replaced by the one that stands before every text if there is one. The second half is scored.
+pub fn second_halves(tokens: &[u32], bos: Option<u32>, context: usize, most: usize) -> Vec<Window> {
+    let all: Vec<u32> = bos.iter().chain(tokens).copied().collect();
+    let scored = context / 2..context - 1;
+    if scored.is_empty() {
+        return Vec::new();
+    }
+    let window = |chunk: &[u32]| {
+        let mut ids = chunk.to_vec();
+        ids[0] = bos.unwrap_or(ids[0]);
+        Window { ids, scored: scored.clone() }
+    };
+    all.chunks_exact(context).take(most / scored.len().max(1)).map(window).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +244,19 @@ mod tests {
         let cut = windows(&tokens, None, 8, 9);
         assert_eq!(cut.iter().map(|w| (w.ids.len(), w.scored.len())).collect::<Vec<_>>(), [(8, 7), (3, 2)]);
         assert!(windows(&tokens[..1], None, 8, 9).is_empty());
+    }
+
+    #[test]
+    fn second_halves_are_those_of_whole_windows() {
+        let tokens: Vec<u32> = (10..30).collect();
+        let cut = second_halves(&tokens, Some(1), 8, 100);
+        assert_eq!(cut.iter().map(|w| w.ids.clone()).collect::<Vec<_>>(), [
+            [1, 10, 11, 12, 13, 14, 15, 16],
+            [1, 18, 19, 20, 21, 22, 23, 24]
+        ]);
+        assert!(cut.iter().all(|w| w.scored == (4..7)));
+        assert_eq!(second_halves(&tokens, None, 8, 5), [Window { ids: (10..18).collect(), scored: 4..7 }]);
+        assert!(second_halves(&tokens, None, 8, 2).is_empty() && second_halves(&tokens, None, 30, 100).is_empty());
     }
 
     #[test]

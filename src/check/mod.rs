@@ -32,8 +32,20 @@ pub struct Options {
     pub context: Option<usize>,
     /// Most text tokens that are scored in all.
     pub tokens: usize,
+    /// Which predictions of decoders are scored.
+    pub scored: Scored,
     /// What is still good enough.
     pub limits: Limits,
+}
+
+/// Which predictions of a window of text are scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scored {
+    /// Every one.
+    #[default]
+    All,
+    /// Those of the second half of each whole window, as llama.cpp's perplexity scores them.
+    SecondHalf,
 }
 
 impl Options {

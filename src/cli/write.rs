@@ -8,7 +8,7 @@ use formats::{Access, Sink};
 
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json};
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Origin};
 use crate::check::{self, Findings};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
@@ -68,7 +68,15 @@ pub fn run(
         }
         eprint!("{}", plan_table(&report));
     }
-    let calibrated = match calibration {
+    let by_text = calibration.filter(|_| recipe.quantizes_by_text());
+    let quantized = match by_text.map(|calibration| &calibration.from) {
+        Some(Origin::Text(text)) => {
+            pipeline::refuse_output(original, plan.target, output, args.force)?;
+            Some(pipeline::quantize(checkpoint, &mut plan, recipe.blocks.method, text, output, job)?)
+        }
+        _ => None,
+    };
+    let calibrated = match calibration.filter(|_| recipe.calibrates()) {
         Some(calibration) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
             if let Some(recorded) = calibration.recorded().filter(|recorded| recorded.recipe() != recipe.describe()) {
@@ -83,7 +91,8 @@ pub fn run(
             None
         }
     };
-    let source = calibrated.as_ref().map_or(checkpoint, |calibrated| &calibrated.checkpoint);
+    let coded = quantized.as_ref().map(|quantized| &quantized.checkpoint);
+    let source = calibrated.as_ref().map(|calibrated| &calibrated.checkpoint).or(coded).unwrap_or(checkpoint);
     let (mut sink, tally);
     let mut packed = None;
     if args.sparse {
@@ -122,6 +131,9 @@ pub fn run(
     }
     if let Some(calibrated) = &calibrated {
         report.add_calibration(calibrated);
+    }
+    if let Some(quantized) = &quantized {
+        report.add_codes(quantized);
     }
     if args.common.json {
         print_json(&report)?;

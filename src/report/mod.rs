@@ -11,7 +11,7 @@ use crate::check::{Findings, Outputs, WeightError};
 use crate::family::reshape::neurons;
 use crate::family::{Architecture, Transformer};
 use crate::loader::Checkpoint;
-use crate::pipeline::{Calibrated, Layer, Reshaped, Tally};
+use crate::pipeline::{Calibrated, Chosen, Layer, Quantized, Reshaped, Tally};
 use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
@@ -45,6 +45,9 @@ pub struct Report {
     /// What became of each layer on the calibration text.
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<Calibration>,
+    /// How codes were chosen on the calibration text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codes: Option<Codes>,
     /// Which parts of the model were removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<PartsReport>,
@@ -130,6 +133,28 @@ struct Calibration {
     /// Tokens of the text.
     tokens: usize,
     layers: Vec<LayerLoss>,
+}
+
+/// How codes were chosen.
+#[derive(Debug, Clone, Serialize)]
+struct Codes {
+    /// Tokens of the text, and how many of them were held back to judge by.
+    tokens: usize,
+    held_back: usize,
+    matrices: Vec<CodedMatrix>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct CodedMatrix {
+    name: String,
+    /// Tokens that its input was learned from.
+    tokens: u64,
+    /// The share of the correction for errors before it that was taken.
+    correction: f64,
+    /// How much half the mean squared error of its outputs on held-back tokens is less than by rounding to nearest.
+    gain: Option<f64>,
+    /// Whether rounding to nearest was better and taken.
+    nearest: bool,
 }
 
 /// Half the mean squared error of a layer's outputs, by what was done to it.
@@ -248,6 +273,7 @@ impl Report {
             },
             pruning,
             calibration: None,
+            codes: None,
             parts: None,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
@@ -306,6 +332,20 @@ impl Report {
             neurons: keep(width(t), width(&left)),
             influence: reshaped.structure.as_ref().map(|seen| seen.influence.clone()).unwrap_or_default(),
         });
+    }
+
+    /// Adds how codes were chosen.
+    pub fn add_codes(&mut self, quantized: &Quantized) {
+        let [tokens, held_back] = quantized.tokens;
+        let matrix = |chosen: &Chosen| CodedMatrix {
+            name: chosen.name.clone(),
+            tokens: chosen.tokens,
+            correction: chosen.share,
+            gain: chosen.gain,
+            nearest: chosen.nearest,
+        };
+        let matrices: Vec<CodedMatrix> = quantized.chosen.iter().map(matrix).collect();
+        self.codes = Some(Codes { tokens, held_back, matrices });
     }
 
     /// Adds what calibration did.

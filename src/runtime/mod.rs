@@ -12,6 +12,7 @@ mod checkpoint;
 pub mod embed;
 mod error;
 mod feed_forward;
+mod hidden;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod linear;
@@ -30,9 +31,10 @@ mod testing;
 
 pub use activations::{Activations, Int8Activations};
 pub use backward::{Backward, GradientObserver};
+pub use block::{Goal, Half};
 pub use cache::{Cache, Precision};
 pub use chain::ChainModel;
-pub use checkpoint::{load, load_chain};
+pub use checkpoint::{load, load_chain, weights as stored_weights};
 pub use embed::{embed, normalise};
 pub use error::Error;
 pub use linear::{Linear, Method};

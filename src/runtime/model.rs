@@ -38,9 +38,14 @@ pub(super) struct Projection {
 }
 
 impl Projection {
+    /// Tells the observer that this is about to meet x.
+    pub fn tell(&self, x: &Activations<'_>, context: &mut Context<'_>) {
+        context.observer.input(context.model, self.place, x);
+    }
+
     /// out `[rows, out_features]` = x · Wᵀ + b, after telling the observer.
     pub fn forward(&self, x: &Activations<'_>, out: &mut [f32], context: &mut Context<'_>) {
-        context.observer.input(context.model, self.place, x);
+        self.tell(x, context);
         self.linear.forward(x, out, context.scratch, context.pool);
         if let Some(bias) = &self.bias {
             out.chunks_exact_mut(bias.len().max(1))

@@ -9,7 +9,7 @@ mod k;
 mod lanes;
 mod legacy;
 pub mod mixture;
-mod nonlinear;
+pub(super) mod nonlinear;
 mod search;
 
 #[cfg(test)]

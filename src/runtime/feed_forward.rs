@@ -74,21 +74,34 @@ impl Dense {
     }
 }
 
+/// Which tokens go to which experts.
+pub(super) struct Routes {
+    /// The probability of each expert for each token, `[rows, experts]`.
+    pub shares: Vec<f32>,
+    /// For each expert, the tokens that it sees and the weight of its result.
+    pub seen: Vec<Vec<(usize, f32)>>,
+}
+
 impl Mixture {
+    /// Chooses experts for each token.
+    pub fn route(&self, x: &Activations<'_>, context: &mut Context<'_>) -> Routes {
+        let mut shares = vec![0.0; x.rows() * self.experts.len()];
+        self.router.forward(x, &mut shares, context);
+        let mut seen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];
+        for (token, shares) in shares.chunks_exact_mut(self.experts.len()).enumerate() {
+            softmax(shares);
+            let mut order: Vec<usize> = (0..shares.len()).collect();
+            order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
+            order.truncate(self.per_token);
+            let total = if self.normalise { order.iter().map(|expert| shares[*expert]).sum() } else { 1.0 };
+            order.into_iter().for_each(|expert| seen[expert].push((token, shares[expert] / total)));
+        }
+        Routes { shares, seen }
+    }
+
     fn forward(&self, x: &Activations<'_>, goal: Goal, context: &mut Context<'_>) -> Option<Vec<f32>> {
         let width = x.cols();
-        let mut scores = vec![0.0; x.rows() * self.experts.len()];
-        self.router.forward(x, &mut scores, context);
-        // For each expert, the tokens that it sees and the weight of its result.
-        let mut seen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];
-        for (token, scores) in scores.chunks_exact_mut(self.experts.len()).enumerate() {
-            softmax(scores);
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-            order.truncate(self.per_token);
-            let total = if self.normalise { order.iter().map(|expert| scores[*expert]).sum() } else { 1.0 };
-            order.into_iter().for_each(|expert| seen[expert].push((token, scores[expert] / total)));
-        }
+        let Routes { seen, .. } = self.route(x, context);
         let mut out = vec![0.0; x.rows() * width];
         for (Expert(expert), seen) in self.experts.iter().zip(&seen) {
             if seen.is_empty() {

@@ -16,7 +16,7 @@ use crate::job::Job;
 const MOST_TOKENS: usize = 1024;
 
 /// The most positions that have logits at a time.
-const MOST_POSITIONS: usize = 256;
+pub(super) const MOST_POSITIONS: usize = 256;
 
 /// A walk through one or more models, over the same windows of text.
 pub struct Walk<'a> {

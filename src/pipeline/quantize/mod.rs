@@ -21,9 +21,10 @@ use self::staged::{SoFar, Staged};
 use self::target::Known;
 use super::prune::refuse_non_finite;
 use super::{Error, Result};
-use crate::calibration::{self, Asked, Pair, PairGatherer, Sums, shared_input};
+use crate::calibration::fisher::{self, Fisher};
+use crate::calibration::{self, Asked, Inputs, Pair, PairGatherer, Sums, Wanted, shared_input};
 use crate::encoding::PartLayout;
-use crate::family::{Architecture, Transformer};
+use crate::family::{Architecture, Slot, Transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch};
 use crate::quantizer::least_squares::{self, Form, Problem};
@@ -93,7 +94,7 @@ pub fn quantize(
 ) -> Result<Quantized> {
     let (windows, learned) = hold_back(calibration::windows(checkpoint, calibration)?);
     let tokens: usize = windows.iter().map(Vec::len).sum();
-    let t = match checkpoint.family().map(|family| &family.architecture) {
+    let t: &Transformer = match checkpoint.family().map(|family| &family.architecture) {
         Some(Architecture::Transformer(t)) => t,
         _ => return Err(runtime::Error::Family { expected: "a transformer" }.into()),
     };
@@ -104,7 +105,16 @@ pub fn quantize(
     // Read by offset: codes are seen as soon as they are written.
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
     let so_far = Arc::new(SoFar::new(checkpoint, &coded));
-    let chooser = Chooser { checkpoint, plan, matrices: &matrices, method, staged: &staged, so_far, t, learned, job };
+    let first_held = learned_windows(&windows, learned);
+    let fisher = match method {
+        Method::Best => {
+            let options = fisher::Options::affordable(t, learned);
+            Some(fisher::observe(checkpoint, &windows[..first_held], options, job)?)
+        }
+        _ => None,
+    };
+    let chooser =
+        Chooser { checkpoint, plan, matrices: &matrices, method, fisher, staged: &staged, so_far, t, learned, job };
     let chosen = chooser.walk(&windows)?;
     let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, &matrices, &job.pool)));
     let checkpoint = staged.checkpoint(checkpoint, &matrices, Access::Mapped)?;
@@ -116,11 +126,6 @@ pub fn quantize(
             plan.notes.push(format!("{}: no text reaches it; stored without one", step.name));
         }
     }
-    let first_held = windows.iter().scan(0, |end, window| {
-        *end += window.len();
-        Some(*end)
-    });
-    let first_held = first_held.take_while(|end| *end <= learned).count();
     let held = windows[first_held..].to_vec();
     Ok(Quantized { checkpoint, chosen, tokens, held, plain, staged })
 }
@@ -160,10 +165,22 @@ fn hold_back(windows: Vec<Vec<u32>>) -> (Vec<Vec<u32>>, usize) {
     (learned, tokens)
 }
 
+/// How many windows the first tokens fill.
+fn learned_windows(windows: &[Vec<u32>], tokens: usize) -> usize {
+    let ends = windows.iter().scan(0, |end, window| {
+        *end += window.len();
+        Some(*end)
+    });
+    ends.take_while(|end| *end <= tokens).count()
+}
+
 /// Bytes that choosing the codes of a matrix takes: sums over its inputs, what is derived from them, and copies of it.
 fn needed(matrix: &Matrix, t: &Transformer) -> u64 {
     let (cols, rows) = (matrix.cols as u64, matrix.rows.end - matrix.rows.start);
-    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t)) + 16 * cols * cols + 40 * rows * cols
+    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t))
+        + 16 * cols * cols
+        + 40 * rows * cols
+        + 16 * rows * rows
 }
 
 fn refuse_small_budget(plan: &Plan, matrices: &Matrices, t: &Transformer, job: &Job) -> Result<()> {
@@ -182,6 +199,8 @@ struct Chooser<'a> {
     plan: &'a Plan,
     matrices: &'a Matrices,
     method: Method,
+    /// Which errors of outputs matter.
+    fisher: Option<Fisher>,
     staged: &'a Staged,
     so_far: Arc<SoFar>,
     t: &'a Transformer,
@@ -195,7 +214,9 @@ impl Chooser<'_> {
         let mut found = Vec::new();
         let embedding = self.matrices.embedding.as_ref();
         if let Some(embedding) = embedding.filter(|embedding| !self.was_done(embedding, &mut found)) {
-            self.choose_all(&[embedding], BTreeMap::new(), &mut found)?;
+            let known = self.embedding(windows)?;
+            self.choose(embedding, known.as_ref(), &mut found)?;
+            self.staged.settle(&[embedding], &found)?;
         }
         let original = runtime::load(self.checkpoint)?;
         let coded = Model::new(self.t.clone(), self.so_far.clone());
@@ -208,6 +229,47 @@ impl Chooser<'_> {
             .and_then(|()| self.head(&mut walk, &mut found));
         self.job.progress.end();
         walked.map(|()| found)
+    }
+
+    /// By what errors of the embedding's rows are measured: what is looked up is its output, so that it is G of that; and where
+    /// it is the output projection too, with H of its inputs there. Both are in nats for each time that a token is read or
+    /// predicted, and the one happens about as often as the other.
+    fn embedding(&self, windows: &[Vec<u32>]) -> Result<Option<Known>> {
+        let Some(mut metric) = self.fisher.as_ref().map(Fisher::embedding).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        if self.t.tied && self.t.causal {
+            let model = runtime::load(self.checkpoint)?;
+            let (models, learned) = ([&model], &windows[..learned_windows(windows, self.learned)]);
+            let mut walk = Walk::begin(&models, learned, self.job)?;
+            self.job.progress.begin(STAGE, (self.t.layers * walk.tokens()) as u64);
+            let walked = (0..self.t.layers).try_for_each(|layer| walk.block(layer, &mut Unobserved));
+            self.job.progress.end();
+            walked?;
+            let mut inputs = Inputs::new(self.t.hidden, Wanted::Products);
+            walk.outputs(|_, hidden| inputs.add(hidden[0], &self.job.pool))?;
+            let hessian = inputs.hessian(&self.job.pool).unwrap_or_default();
+            metric.iter_mut().zip(&hessian).for_each(|(g, h)| *g += h);
+        }
+        Ok(Known::of_outputs(metric, self.t.hidden, self.learned as u64, &self.job.pool))
+    }
+
+    /// G of the outputs of a matrix in the order of its rows, with a mean of 1 on its diagonal, and a little of the identity.
+    fn outputs(&self, matrix: &Matrix) -> Result<Option<Vec<f64>>> {
+        const IDENTITY: f64 = 0.05;
+        let Some(fisher) = &self.fisher else { return Ok(None) };
+        let Some(outputs) = fisher.outputs(matrix.place)?.filter(|_| matrix.place.slot != Slot::TokenEmbedding) else {
+            return Ok(None);
+        };
+        let rows = (matrix.rows.end - matrix.rows.start) as usize;
+        let order = self.plan.steps[matrix.step].pieces[0].order;
+        let mean = (0..rows).map(|i| outputs[i * rows + i]).sum::<f64>() / rows as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return Ok(None);
+        }
+        let at = |row: usize| order.canonical(row, rows);
+        let entry = |i: usize, j: usize| outputs[at(i) * rows + at(j)] / mean + if i == j { IDENTITY } else { 0.0 };
+        Ok(Some((0..rows * rows).map(|n| entry(n / rows, n % rows)).collect()))
     }
 
     fn block(&self, walk: &mut Walk<'_>, layer: usize, found: &mut Vec<Chosen>) -> Result<()> {
@@ -322,13 +384,14 @@ impl Chooser<'_> {
                     _ => target::Target { weights: w.clone(), share: 0.0 },
                 };
                 chosen.share = target.share;
+                let outputs = self.outputs(matrix)?;
                 let problem = Problem {
                     target: &target.weights,
                     rows,
                     cols,
                     dtype: step.input,
                     metric: &known.metric,
-                    outputs: None,
+                    outputs: outputs.as_deref(),
                 };
                 let how = match self.method {
                     Method::Gptq => least_squares::Method::Gptq,

@@ -34,6 +34,8 @@ pub struct Input<'a> {
     pub reshaped: Option<&'a Reshaped>,
     /// Whether to go on from what an earlier run left, and to leave such.
     pub resume: bool,
+    /// Steps of quantizing by a text that are left out.
+    pub without: Vec<pipeline::quantize::Step>,
     /// When work began.
     pub started: Instant,
 }
@@ -75,8 +77,9 @@ pub fn run(
     let quantized = match by_text.map(|calibration| &calibration.from) {
         Some(Origin::Text(text)) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
-            let by = (text, input.resume);
-            let quantized = pipeline::quantize(checkpoint, &mut plan, recipe.blocks.method, by, output, job)?;
+            let (method, resume) = (recipe.blocks.method, input.resume);
+            let options = pipeline::quantize::Options { method, text, resume, without: &input.without };
+            let quantized = pipeline::quantize(checkpoint, &mut plan, &options, output, job)?;
             let pipeline::Quantized { plain, checkpoint: chosen, held, .. } = &quantized;
             let held = HeldBack::measure(checkpoint, plain, chosen, held, job)?;
             Some((quantized, held))

@@ -28,6 +28,21 @@ pub struct Matrix {
     pub name: String,
 }
 
+impl Matrix {
+    /// Whether its rows, which may be very many, are chosen some at a time: errors of theirs do not go together.
+    pub fn is_banded(&self) -> bool {
+        matches!(self.place.slot, Slot::Head | Slot::TokenEmbedding)
+    }
+
+    /// Its rows, as many as are chosen at a time. A fixed number, so that the result does not depend on the budget.
+    pub fn bands(&self) -> Vec<Self> {
+        const ROWS: u64 = 2048;
+        let step = if self.is_banded() { ROWS } else { self.rows.end - self.rows.start };
+        let band = |first: u64| Self { rows: first..self.rows.end.min(first + step), ..self.clone() };
+        self.rows.clone().step_by(step.max(1) as usize).map(band).collect()
+    }
+}
+
 /// Matrices that see their inputs together: those at one end of half a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stage {

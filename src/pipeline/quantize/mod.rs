@@ -24,7 +24,7 @@ use super::{Error, Result};
 use crate::calibration::fisher::{self, Fisher};
 use crate::calibration::{self, Asked, Inputs, Pair, PairGatherer, Sums, Wanted, shared_input};
 use crate::encoding::PartLayout;
-use crate::family::{Architecture, Slot, Transformer};
+use crate::family::{Architecture, Transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch};
 use crate::quantizer::least_squares::{self, Form, Problem};
@@ -38,6 +38,32 @@ const STAGE: &str = "calibrate";
 
 /// Of so many windows one is held back, to judge by.
 const HELD: usize = 8;
+
+/// How codes are chosen.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// By which method.
+    pub method: Method,
+    /// By which text.
+    pub text: &'a calibration::Options,
+    /// Whether to go on from what an earlier run left, and to leave such.
+    pub resume: bool,
+    /// What of the best method is left out, to see what it gains.
+    pub without: &'a [Step],
+}
+
+/// A step of the best method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Making up for errors of inputs.
+    Drift,
+    /// Making up for errors of the residual stream.
+    Residual,
+    /// Weighing errors of outputs.
+    Outputs,
+    /// Quantizing embeddings by the metric of what is looked up.
+    Embedding,
+}
 
 /// A checkpoint with the codes that were chosen, as far as a text reaches.
 pub struct Quantized {
@@ -87,12 +113,12 @@ pub struct Chosen {
 pub fn quantize(
     checkpoint: &Arc<Checkpoint>,
     plan: &mut Plan,
-    method: Method,
-    (calibration, resume): (&calibration::Options, bool),
+    options: &Options<'_>,
     output: &Path,
     job: &Job,
 ) -> Result<Quantized> {
-    let (windows, learned) = hold_back(calibration::windows(checkpoint, calibration)?);
+    let (windows, learned) = hold_back(calibration::windows(checkpoint, options.text)?);
+    let method = options.method;
     let tokens: usize = windows.iter().map(Vec::len).sum();
     let t: &Transformer = match checkpoint.family().map(|family| &family.architecture) {
         Some(Architecture::Transformer(t)) => t,
@@ -100,7 +126,7 @@ pub fn quantize(
     };
     let matrices = matrices(checkpoint, plan);
     refuse_small_budget(plan, &matrices, t, job)?;
-    let work = if resume { Some(work(checkpoint, plan, method, &windows)?) } else { None };
+    let work = if options.resume { Some(work(checkpoint, plan, options, &windows)?) } else { None };
     let staged = Staged::create(plan, &matrices, output, work)?;
     // Read by offset: codes are seen as soon as they are written.
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
@@ -114,7 +140,7 @@ pub fn quantize(
         _ => None,
     };
     let chooser =
-        Chooser { checkpoint, plan, matrices: &matrices, method, fisher, staged: &staged, so_far, t, learned, job };
+        Chooser { checkpoint, plan, matrices: &matrices, options, fisher, staged: &staged, so_far, t, learned, job };
     let chosen = chooser.walk(&windows)?;
     let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, &matrices, &job.pool)));
     let checkpoint = staged.checkpoint(checkpoint, &matrices, Access::Mapped)?;
@@ -131,7 +157,7 @@ pub fn quantize(
 }
 
 /// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, and the text.
-fn work(checkpoint: &Checkpoint, plan: &Plan, method: Method, windows: &[Vec<u32>]) -> Result<String> {
+fn work(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>, windows: &[Vec<u32>]) -> Result<String> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -139,7 +165,8 @@ fn work(checkpoint: &Checkpoint, plan: &Plan, method: Method, windows: &[Vec<u32
         }
     };
     add(calibration::file::fingerprint(checkpoint)?.as_bytes());
-    add(method.name().as_bytes());
+    add(options.method.name().as_bytes());
+    options.without.iter().for_each(|step| add(&[*step as u8]));
     for step in &plan.steps {
         add(step.name.as_bytes());
         add(step.encoding.name().as_bytes());
@@ -176,11 +203,10 @@ fn learned_windows(windows: &[Vec<u32>], tokens: usize) -> usize {
 
 /// Bytes that choosing the codes of a matrix takes: sums over its inputs, what is derived from them, and copies of it.
 fn needed(matrix: &Matrix, t: &Transformer) -> u64 {
-    let (cols, rows) = (matrix.cols as u64, matrix.rows.end - matrix.rows.start);
-    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t))
-        + 16 * cols * cols
-        + 40 * rows * cols
-        + 16 * rows * rows
+    let bands = matrix.bands();
+    let (cols, rows) = (matrix.cols as u64, bands[0].rows.end - bands[0].rows.start);
+    let outputs = if bands.len() == 1 { 16 * rows * rows } else { 0 };
+    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t)) + 16 * cols * cols + 40 * rows * cols + outputs
 }
 
 fn refuse_small_budget(plan: &Plan, matrices: &Matrices, t: &Transformer, job: &Job) -> Result<()> {
@@ -198,7 +224,7 @@ struct Chooser<'a> {
     checkpoint: &'a Arc<Checkpoint>,
     plan: &'a Plan,
     matrices: &'a Matrices,
-    method: Method,
+    options: &'a Options<'a>,
     /// Which errors of outputs matter.
     fisher: Option<Fisher>,
     staged: &'a Staged,
@@ -235,7 +261,8 @@ impl Chooser<'_> {
     /// it is the output projection too, with H of its inputs there. Both are in nats for each time that a token is read or
     /// predicted, and the one happens about as often as the other.
     fn embedding(&self, windows: &[Vec<u32>]) -> Result<Option<Known>> {
-        let Some(mut metric) = self.fisher.as_ref().map(Fisher::embedding).transpose()?.flatten() else {
+        let fisher = self.fisher.as_ref().filter(|_| self.takes(Step::Embedding));
+        let Some(mut metric) = fisher.map(Fisher::embedding).transpose()?.flatten() else {
             return Ok(None);
         };
         if self.t.tied && self.t.causal {
@@ -257,8 +284,8 @@ impl Chooser<'_> {
     /// G of the outputs of a matrix in the order of its rows, with a mean of 1 on its diagonal, and a little of the identity.
     fn outputs(&self, matrix: &Matrix) -> Result<Option<Vec<f64>>> {
         const IDENTITY: f64 = 0.05;
-        let Some(fisher) = &self.fisher else { return Ok(None) };
-        let Some(outputs) = fisher.outputs(matrix.place)?.filter(|_| matrix.place.slot != Slot::TokenEmbedding) else {
+        let Some(fisher) = self.fisher.as_ref().filter(|_| self.takes(Step::Outputs)) else { return Ok(None) };
+        let Some(outputs) = fisher.outputs(matrix.place)?.filter(|_| !matrix.is_banded()) else {
             return Ok(None);
         };
         let rows = (matrix.rows.end - matrix.rows.start) as usize;
@@ -302,7 +329,7 @@ impl Chooser<'_> {
             return Ok(());
         }
         let place = head.place;
-        let mut gatherer = self.gatherer(BTreeMap::from([(place, Asked::Drift)]));
+        let mut gatherer = self.gatherer(BTreeMap::from([(place, self.asked(place))]));
         walk.outputs(|_, hidden| {
             for (model, hidden) in hidden.iter().enumerate() {
                 gatherer.half_begins(model, hidden);
@@ -310,6 +337,19 @@ impl Chooser<'_> {
             }
         })?;
         self.choose_all(&[head], gatherer.finish(), found)
+    }
+
+    /// Whether a step of the best method is taken.
+    fn takes(&self, step: Step) -> bool {
+        self.options.method == Method::Best && !self.options.without.contains(&step)
+    }
+
+    fn asked(&self, place: Place) -> Asked {
+        match asked(place, self.t) {
+            Asked::Residual if self.takes(Step::Residual) => Asked::Residual,
+            Asked::Residual | Asked::Drift if self.takes(Step::Drift) => Asked::Drift,
+            _ => Asked::Inputs,
+        }
     }
 
     fn gatherer(&self, wanted: BTreeMap<Place, Asked>) -> PairGatherer {
@@ -331,7 +371,7 @@ impl Chooser<'_> {
             let Some((wanted, list)) = passes.last_mut() else { continue };
             if !known {
                 room = room.saturating_sub(bytes);
-                wanted.insert(place, asked(place, self.t));
+                wanted.insert(place, self.asked(place));
             }
             list.push(matrix);
         }
@@ -367,24 +407,36 @@ impl Chooser<'_> {
 
     /// Chooses the codes of a matrix and stages them. Nothing is known of the inputs of an expert that no token reached.
     fn choose(&self, matrix: &Matrix, known: Option<&Known>, found: &mut Vec<Chosen>) -> Result<()> {
-        let (pool, step) = (&self.job.pool, &self.plan.steps[matrix.step]);
-        let (cols, rows) = (matrix.cols, (matrix.rows.end - matrix.rows.start) as usize);
+        let tokens = known.map_or(0, |known| known.tokens);
+        let mut all = Chosen { name: matrix.name.clone(), tokens, share: 0.0, gain: None, nearest: true };
+        let bands = matrix.bands();
+        for band in &bands {
+            self.job.cancel.check()?;
+            let chosen = self.choose_band(band, known)?;
+            all.share += chosen.share / bands.len() as f64;
+            all.nearest &= chosen.nearest;
+            all.gain = chosen.gain.map(|gain| gain + all.gain.unwrap_or(0.0));
+        }
+        self.so_far.choose(matrix.place);
+        found.push(all);
+        Ok(())
+    }
+
+    /// Chooses the codes of rows of a matrix.
+    fn choose_band(&self, band: &Matrix, known: Option<&Known>) -> Result<Chosen> {
+        let (pool, step) = (&self.job.pool, &self.plan.steps[band.step]);
+        let (cols, rows) = (band.cols, (band.rows.end - band.rows.start) as usize);
         let view = self.checkpoint.view(&step.pieces, Fetch::Bands)?;
         let mut w = vec![0f32; rows * cols];
-        view.try_read(matrix.rows.start as usize, &mut w, &mut Scratch::default())?;
+        view.try_read(band.rows.start as usize, &mut w, &mut Scratch::default())?;
         refuse_non_finite(self.checkpoint, step.pieces[0].weight, cols, &w)?;
-        let mut chosen =
-            Chosen { name: matrix.name.clone(), tokens: 0, share: 0.0, gain: None, nearest: known.is_none() };
+        let mut chosen = Chosen { name: String::new(), tokens: 0, share: 0.0, gain: None, nearest: known.is_none() };
         let parts = match known {
-            None => self.encode(matrix, &w, self.method.searches()),
+            None => self.encode(band, &w, self.options.method.searches()),
             Some(known) => {
-                chosen.tokens = known.tokens;
-                let target = match self.method {
-                    Method::Best => known.target(&w, pool),
-                    _ => target::Target { weights: w.clone(), share: 0.0 },
-                };
+                let target = known.target(&w, pool);
                 chosen.share = target.share;
-                let outputs = self.outputs(matrix)?;
+                let outputs = self.outputs(band)?;
                 let problem = Problem {
                     target: &target.weights,
                     rows,
@@ -393,18 +445,16 @@ impl Chooser<'_> {
                     metric: &known.metric,
                     outputs: outputs.as_deref(),
                 };
-                let how = match self.method {
+                let how = match self.options.method {
                     Method::Gptq => least_squares::Method::Gptq,
                     _ => least_squares::Method::Best,
                 };
-                let found = least_squares::solve(matrix.form, &problem, how, pool);
-                self.judged(matrix, &w, known, found.parts, &mut chosen)
+                let found = least_squares::solve(band.form, &problem, how, pool);
+                self.judged(band, &w, known, found.parts, &mut chosen)
             }
         };
-        self.staged.write(self.plan, matrix, &parts)?;
-        self.so_far.choose(matrix.place);
-        found.push(chosen);
-        Ok(())
+        self.staged.write(self.plan, band, &parts)?;
+        Ok(chosen)
     }
 
     /// These codes, or those of rounding to nearest if they are better on tokens that were held back.
@@ -425,7 +475,7 @@ impl Chooser<'_> {
         };
         let [ours, plain] = [loss(&parts), loss(&nearest)];
         chosen.gain = Some(plain - ours);
-        chosen.nearest = self.method == Method::Best && ours > plain;
+        chosen.nearest = self.options.method == Method::Best && ours > plain;
         if chosen.nearest { nearest } else { parts }
     }
 

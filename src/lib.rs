@@ -12,6 +12,7 @@ pub mod encoding;
 pub mod family;
 pub mod fit;
 pub mod job;
+pub mod linear_algebra;
 pub mod loader;
 pub mod pipeline;
 pub mod pruner;

@@ -4,7 +4,7 @@
 //!
 //! with H = XᵀX / m, a row of B = YᵀX / m for b, and c = Σ y² / 2m. Nothing else of X and Y is needed.
 
-use super::linear_algebra::{add_product, largest_eigenvalue, solve};
+use crate::linear_algebra::{add_product, largest_eigenvalue, solve};
 use crate::threads::Pool;
 
 /// How the minimum is looked for.

@@ -9,7 +9,6 @@
 
 pub mod cut;
 pub mod least_squares;
-mod linear_algebra;
 pub mod mask;
 pub mod parts;
 pub mod sparsegpt;

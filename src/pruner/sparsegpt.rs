@@ -1,8 +1,8 @@
 //! SparseGPT (Frantar and Alistarh, 2023): columns one after the other; what a removed weight did is taken over, as well as it
 //! can be, by the columns that follow.
 
-use super::linear_algebra::{add_product, inverse_factor};
 use super::{Pattern, Scope, Sparsity};
+use crate::linear_algebra::{add_product, inverse_factor};
 use crate::threads::Pool;
 
 /// Columns of a block: within one, the columns that follow are corrected at once, all others when the block is done.

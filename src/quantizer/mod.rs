@@ -7,6 +7,8 @@ mod cast;
 mod columns;
 pub mod ggml;
 pub mod imatrix;
+pub mod least_squares;
+mod method;
 mod scales;
 mod symmetric;
 
@@ -19,6 +21,7 @@ use crate::simd::{Simd, Task, dispatch};
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
 pub use columns::{Columnar, Int8Cols};
+pub use method::Method;
 pub use scales::{Codes, Searched};
 pub use symmetric::{Fp8Rows, Int8Rows, PackedInt};
 

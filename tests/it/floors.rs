@@ -8,6 +8,7 @@ use crate::support::contents;
 const FLOORS: &[(&str, u32)] = &[
     ("threads", 1),
     ("job", 1),
+    ("linear_algebra", 1),
     ("simd", 1),
     ("family", 2),
     ("encoding", 2),

@@ -111,15 +111,22 @@ pub fn pack_q2_k(d: f16, dmin: f16, scales: &[u8; 16], mins: &[u8; 16], codes: &
 #[inline(always)]
 pub fn unpack_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = half(block, 108);
-    let (low, high) = (part::<8>(block, 96), part::<4>(block, 104));
+    let scales = q3_k_scales(part(block, 96));
     let mut codes = twos(part(block, 32));
     for (code, bit) in codes.iter_mut().zip(ones(part(block, 0))) {
         *code |= bit << 2;
     }
-    symmetric(&codes, 4, out, |j| {
+    symmetric(&codes, 4, out, |j| d * f32::from(scales[j]));
+}
+
+/// Q3_K's 16 scales of 6 bits, less 32: the low nibbles in eight bytes, then the high bits.
+#[inline(always)]
+pub fn q3_k_scales(bytes: &[u8; 12]) -> [i8; 16] {
+    let (low, high) = (part::<8>(bytes, 0), part::<4>(bytes, 8));
+    std::array::from_fn(|j| {
         let scale = low[j % 8] >> (j / 8 * 4) & 15 | (high[j % 4] >> (j / 4 * 2) & 3) << 4;
-        d * f32::from(scale as i8 - 32)
-    });
+        scale as i8 - 32
+    })
 }
 
 /// Codes 0 to 7, scales 0 to 63; see [`unpack_q3_k`].

@@ -10,6 +10,7 @@ pub mod iq;
 pub mod k;
 pub mod legacy;
 pub mod nonlinear;
+pub mod scales;
 pub mod ternary;
 
 #[cfg(test)]

@@ -25,16 +25,25 @@ pub fn pack_iq4_nl(d: f16, codes: &[u8; 32], block: &mut [u8; 18]) {
 /// value = d · (scale − 32) · level of the code, for 8 sub-blocks of 32; a scale has 6 bits.
 #[inline(always)]
 pub fn unpack_iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
-    let (d, high) = (half(block, 0), word(block, 2));
-    let low = part::<4>(block, 4);
+    let d = half(block, 0);
+    let scales = iq4_xs_scales(part(block, 0));
     let codes = part::<128>(block, 8).as_chunks::<16>().0;
     for (j, (out, codes)) in out.as_chunks_mut::<32>().0.iter_mut().zip(codes).enumerate() {
-        let scale = low[j / 2] >> (j % 2 * 4) & 15 | ((high >> (2 * j)) as u8 & 3) << 4;
-        let d = d * f32::from(scale as i8 - 32);
+        let d = d * f32::from(scales[j]);
         for (y, code) in out.iter_mut().zip(nibbles::<16, 32>(codes)) {
             *y = d * f32::from(LEVELS[usize::from(code)]);
         }
     }
+}
+
+/// IQ4_XS's scales, less 32, of a block's first eight bytes.
+#[inline(always)]
+pub fn iq4_xs_scales(bytes: &[u8; 8]) -> [i8; 8] {
+    let (high, low) = (word(bytes, 2), part::<4>(bytes, 4));
+    std::array::from_fn(|j| {
+        let scale = low[j / 2] >> (j % 2 * 4) & 15 | ((high >> (2 * j)) as u8 & 3) << 4;
+        scale as i8 - 32
+    })
 }
 
 /// Codes 0 to 15, scales 0 to 63; see [`unpack_iq4_xs`].

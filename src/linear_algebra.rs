@@ -1,4 +1,4 @@
-//! The little of linear algebra that pruning needs, by the crate `faer`, in f64 and on the caller's thread.
+//! The little of linear algebra that pruning and quantizing need, by the crate `faer`, in f64 and on the caller's thread.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_lower_triangular;

@@ -1,0 +1,165 @@
+//! Codes of the least squared error of a layer's outputs. With E = Q − W, the error of what is stored against a target W,
+//!
+//! J(Q) = ½ tr(G E (H + δI) Eᵀ),
+//!
+//! where H = XᵀX / m says what errors of the weights of a row cost together, and G what errors of output features do (the
+//! identity where nothing is known). Rounding to nearest minimises it as if H and G were diagonal; here they are not.
+//!
+//! - [`metric`]: H + δI and what is derived from it, which matrices of one input share.
+//! - [`grid`]: what a form can store, every form alike.
+
+mod candidates;
+mod gptq;
+mod grid;
+mod inverse;
+mod levels;
+mod loss;
+mod metric;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use formats::Dtype;
+
+use super::{Blocks, Codes, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
+use crate::simd::{Simd, Task, dispatch};
+use crate::threads::Pool;
+
+use grid::{Grid, Levels, Row};
+use levels::Nearest;
+pub use loss::loss;
+pub use metric::Metric;
+pub use values::values;
+
+/// How a matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// int8 with a scale for each row.
+    Int8Rows,
+    /// Packed integers in groups.
+    Packed {
+        /// Bits of a code: 4 or 8.
+        bits: u8,
+        /// Columns that share a scale; divides the columns.
+        group: u64,
+    },
+    /// FP8 with a scale for each row.
+    Fp8Rows,
+    /// ggml's blocks of a type that is quantized to.
+    Blocks(Dtype),
+}
+
+impl Form {
+    /// What rounds to this form without looking at any input: to nearest, or with a search of scales.
+    pub fn quantizer(self, search: bool) -> Box<dyn Quantizer> {
+        fn scaled<Q: Quantizer + 'static>(
+            nearest: Q,
+            codes: Codes,
+            group: Option<u64>,
+            search: bool,
+        ) -> Box<dyn Quantizer> {
+            match search {
+                true => Box::new(Searched { nearest, codes, group }),
+                false => Box::new(nearest),
+            }
+        }
+        match self {
+            Self::Int8Rows => scaled(Int8Rows, Codes::Int8, None, search),
+            Self::Packed { bits, group } => scaled(PackedInt { bits, group }, Codes::Packed(bits), Some(group), search),
+            Self::Fp8Rows => scaled(Fp8Rows, Codes::Fp8, None, search),
+            Self::Blocks(dtype) => Box::new(Blocks { dtype, search, importance: None }),
+        }
+    }
+}
+
+/// A matrix to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Problem<'a> {
+    /// W `[rows, cols]`, finite: what the stored matrix should be, or, where it makes up for errors before it, should be like.
+    pub target: &'a [f32],
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The dtype of the weight, which scales of the forms other than blocks have.
+    pub dtype: Dtype,
+    /// H + δI.
+    pub metric: &'a Metric,
+    /// G `[rows, rows]`, symmetric and positive definite; the identity if absent.
+    pub outputs: Option<&'a [f64]>,
+}
+
+/// How codes are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// GPTQ as its paper has it (Frantar et al., 2022): columns in their order, each rounded to nearest and its error made up
+    /// for by the columns after it. The scales of a group are those of rounding to nearest what the group has become when it
+    /// is reached.
+    Gptq,
+    /// The least loss that is found.
+    Best,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    /// The bytes of the whole matrix, as [`Quantizer::encode`] fills them: codes and, but for blocks, scales.
+    pub parts: Vec<Vec<u8>>,
+    /// J.
+    pub loss: f64,
+}
+
+/// Some rows that are quantized by themselves.
+struct Rows<'a> {
+    grid: &'a Grid,
+    target: &'a [f32],
+    metric: &'a Metric,
+    method: Method,
+}
+
+impl Rows<'_> {
+    fn of<S: Simd, L: Nearest>(self, simd: S, levels: L) -> Vec<Row> {
+        let Self { grid, target, metric, method } = self;
+        match method {
+            Method::Gptq => gptq::plain(grid, levels, target, metric),
+            Method::Best => gptq::best(simd, grid, levels, target, metric),
+        }
+    }
+}
+
+impl Task for Rows<'_> {
+    type Output = Vec<Row>;
+
+    fn run<S: Simd>(self, simd: S) -> Vec<Row> {
+        match self.grid.levels {
+            Levels::Integers(low, high) => self.of(simd, levels::Integers(low, high)),
+            Levels::Nonlinear => self.of(simd, levels::Table),
+            Levels::Fp8 => self.of(simd, levels::Fp8),
+        }
+    }
+}
+
+/// Rows of a band. Each row is quantized by itself; a fixed number, so that products of bands do not depend on the threads.
+const BAND: usize = 64;
+
+/// Finds codes. With [`Method::Best`], J is nowhere above that of rounding to nearest or of a search of scales: of each row,
+/// or, where there is a G, of the matrix.
+///
+/// # Panics
+/// If the form cannot hold so many columns, or numbers are missing.
+pub fn solve(form: Form, problem: &Problem<'_>, method: Method, pool: &Pool) -> Solution {
+    let Problem { target, rows, cols, .. } = *problem;
+    assert!(target.len() == rows * cols && problem.metric.cols() == cols, "a number for each row and column");
+    let grid = Grid::new(form, problem.dtype, cols);
+    let bands = pool.map(rows.div_ceil(BAND), |band| {
+        let target = &target[band * BAND * cols..rows.min((band + 1) * BAND) * cols];
+        dispatch(Rows { grid: &grid, target, metric: problem.metric, method })
+    });
+    let mut parts: Vec<Vec<u8>> = vec![Vec::new(); grid.parts()];
+    for row in bands.iter().flatten() {
+        grid.write(row, &mut parts);
+    }
+    let loss = loss(form, problem, &parts, pool);
+    Solution { parts, loss }
+}

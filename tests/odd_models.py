@@ -102,6 +102,25 @@ MODELS = {
     "distilbert-masked": kinds("DistilBertForMaskedLM", "DistilBertConfig", base=DISTILBERT)(),
 }
 
+# What llama.cpp can be asked too (benches/in_llama_cpp.py): the same without windows, and with activations and scales that it has.
+LONG = dict(max_position_embeddings=512)
+MODELS |= {
+    "plain-llama-biases": llama(attention_bias=True, mlp_bias=True),
+    "plain-llama-llama3": llama(rope_parameters=LLAMA3, head_dim=32),
+    "plain-mixtral-one-of-five": mixtral(num_local_experts=5, num_experts_per_tok=1),
+    "plain-qwen2": qwen2(tie_word_embeddings=False),
+    "plain-qwen3": qwen3(head_dim=6, rope_parameters=LINEAR, tie_word_embeddings=False),
+    "plain-qwen3-moe-all": qwen3_moe(num_experts=3, num_experts_per_tok=3, norm_topk_prob=True),
+    "plain-phi3-partial": phi3(rope_parameters=PARTIAL, tie_word_embeddings=True),
+    "plain-phi3-long": phi3(**(longrope(16, 8) | LONG)),
+    "plain-phi3-short": phi3(**(longrope(256, 8) | LONG)),
+    "plain-phi3-short-partial": phi3(**(longrope(256, 6, partial_rotary_factor=0.75) | LONG)),
+    "plain-gemma3-two-ropes": gemma3(
+        sliding_window=6, query_pre_attn_scalar=10, layer_types=TYPES[1:] + TYPES[1:2], rope_parameters=TWO_ROPES
+    ),
+    "plain-gpt2": gpt2(n_inner=77, layer_norm_epsilon=1e-2),
+}
+
 out, parts = pathlib.Path(sys.argv[1]), sys.argv[2:]
 for number, (name, (kind, config)) in enumerate(MODELS.items()):
     if parts and not any(part in name for part in parts):

@@ -151,7 +151,13 @@ impl Checkpoint {
             }
         }
         self.by_name = self.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i)).collect();
-        self.assign_slots()
+        self.assign_slots()?;
+        // A head that the file holds counts, whatever the config says, as in transformers and llama.cpp.
+        let own_head = self.slots.contains_key(&(Slot::Head, 0, None, Part::Weight));
+        if let Some(Family { architecture: Architecture::Transformer(t), .. }) = &mut self.family {
+            t.tied &= !own_head;
+        }
+        Ok(())
     }
 
     /// The factors by which a GGUF file stretches each wavelength, if it does, by the names of their tensors.

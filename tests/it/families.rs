@@ -173,3 +173,25 @@ fn the_config_says_whether_there_are_biases() {
         missing.says(&[&name.replace("layers.1", "layers.0"), "is missing", "download the weights again"]);
     }
 }
+
+/// `tie_word_embeddings` beside a head of its own: the head is taken, as transformers 5 and llama.cpp take it.
+#[test]
+fn a_head_in_the_file_counts() {
+    let head = [("lm_head.weight", vec![256, 64], crate::support::noise(256 * 64))];
+    let ids: Vec<u32> = (3..20).collect();
+    let run = |folder: &std::path::Path| {
+        let model = Checkpoint::open(folder, &Options::default()).unwrap();
+        let model = modelpress::runtime::load(&std::sync::Arc::new(model)).unwrap();
+        modelpress::runtime::forward(&model, &ids, &modelpress::job::Job::new(1)).unwrap().logits
+    };
+    let (out, both) = changed("golden/llama3-rope-tied", |_| (), &head);
+    let untie = |config: &mut Value| config["tie_word_embeddings"] = json!(false);
+    let (_kept, untied) = changed("golden/llama3-rope-tied", untie, &head);
+    let expected = run(&untied);
+    assert!(run(&both) == expected && run(&fixture("golden/llama3-rope-tied")) != expected);
+    std::fs::write(both.join("tokenizer.json"), letters()).unwrap();
+    let written = out.path().join("int8");
+    compress(args![&both, "--int8", "-o", &written, "-q", "--check-tokens", "50"]).exits(0);
+    let pairs = run(&written).into_iter().zip(expected);
+    assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 0.5));
+}

@@ -174,7 +174,7 @@ fn each_method_is_better_than_the_one_before_it_in_every_form() {
         assert_eq!(gptq, solve(form, &problem, Method::Gptq, &Pool::new(1)), "threads change nothing");
         assert_eq!(best, solve(form, &problem, Method::Best, &Pool::new(3)), "threads change nothing");
         let others = [&nearest, &searched].map(|parts| loss(form, &problem, parts, &pool));
-        println!("{form:?} {dtype}: {others:.3e?} {:.3e} {:.3e}", gptq.loss, best.loss);
+        println!("{form:?} {dtype}: {others:.4?} {:.4} {:.4}", gptq.loss, best.loss);
         assert!(gptq.loss < others[0], "{form:?}: {} {others:?}", gptq.loss);
         assert!(best.loss < 0.95 * gptq.loss, "{form:?}: {} {}", best.loss, gptq.loss);
         // No row is worse than without calibration.

@@ -30,6 +30,7 @@ pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use layout::{Checksum, Layout};
 pub use limits::Limits;
+pub use map::Floats;
 pub use sink::{FilePlan, Shape, Sink};
 pub use source::{Access, Format, Source, TensorBytes};
 pub use tensor::TensorMeta;

@@ -3,6 +3,47 @@
 use std::fs::File;
 use std::io;
 
+/// Numbers that may be more than fit into memory: in a temporary file without a name, which the system writes and reads as it
+/// needs the room. All zero at first.
+#[derive(Debug)]
+pub struct Floats(Option<memmap2::MmapMut>);
+
+impl Floats {
+    /// So many numbers.
+    ///
+    /// # Errors
+    /// The system's folder of temporary files has no room, or cannot be written to.
+    pub fn new(len: usize) -> crate::Result<Self> {
+        let folder = std::env::temp_dir();
+        let fail = crate::Error::io(&folder, "make a temporary file of hidden states");
+        let make = || {
+            let file = tempfile::tempfile_in(&folder)?;
+            let bytes = len as u64 * 4;
+            #[cfg(target_os = "linux")]
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+            file.set_len(bytes)?;
+            // SAFETY: the file has no name, so that no other process can shorten or change it, and this process has no other
+            // map of it. Its blocks are reserved, so that writing to the map finds room.
+            unsafe { memmap2::MmapMut::map_mut(&file) }
+        };
+        if len == 0 { Ok(Self(None)) } else { make().map(|map| Self(Some(map))).map_err(fail) }
+    }
+}
+
+impl std::ops::Deref for Floats {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // Pages are aligned for any number, and any bits are a number.
+        self.0.as_ref().map_or(&[], |map| bytemuck::cast_slice(map))
+    }
+}
+
+impl std::ops::DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.0.as_mut().map_or(&mut [], |map| bytemuck::cast_slice_mut(map))
+    }
+}
+
 /// A read-only map of a whole file.
 #[derive(Debug)]
 pub struct Map(memmap2::Mmap);

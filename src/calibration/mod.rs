@@ -3,18 +3,24 @@
 //!
 //! - [`text`]: from a text to windows of tokens, within a budget.
 //! - [`inputs`]: sums over the inputs of matrices, gathered by watching the walk.
+//! - [`fisher`]: which changes of their results matter, by one way back through the model.
+//! - [`pairs`]: sums over the inputs that two models give to the same matrix.
 //! - [`file`]: these sums in a file, to be used again.
 //! - [`structure`]: how much layers, heads and neurons matter.
 
 mod error;
 pub mod file;
+pub mod fisher;
 pub mod inputs;
+pub mod pairs;
 pub mod structure;
 pub mod text;
 
 pub use error::{Error, Result};
 pub use file::{Record, Recorded, Writer};
+pub use fisher::Fisher;
 pub use inputs::{Gatherer, Inputs, Wanted, shared_input};
+pub use pairs::{Asked, Pair, PairGatherer, Sums};
 pub use structure::Structure;
 pub use text::{Options, windows};
 

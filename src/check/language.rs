@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::statistics::{log_sum_exp, mean_and_error, quantile};
-use super::{NotCompared, Options, Result, context, text, tokenizer};
+use super::{NotCompared, Options, Result, Scored, context, text, tokenizer};
 use crate::job::Job;
 use crate::loader::Checkpoint;
 use crate::runtime::{self, Unobserved, walk};
@@ -30,7 +30,10 @@ pub fn compare(
     let context = context(original, options)?;
     let tokens =
         tokenizer.encode(&text.content).map_err(|e| text.wrong(format!("text that the tokenizer refuses: {e}")))?;
-    let windows = windows(&tokens, tokenizer.bos(), context, options.tokens);
+    let windows = match options.scored {
+        Scored::All => windows(&tokens, tokenizer.bos(), context, options.tokens),
+        Scored::SecondHalf => second_halves(&tokens, tokenizer.bos(), context, options.tokens),
+    };
     if windows.is_empty() {
         return Err(text.wrong(format!("{} tokens", tokens.len())));
     }
@@ -116,22 +119,32 @@ impl Score {
     pub fn of(original: &[f32], compressed: &[f32], next: u32) -> Self {
         let (a, b) = (log_sum_exp(original), log_sum_exp(compressed));
         let next = next as usize;
-        let mut kl = 0.0;
-        for (&p, &q) in original.iter().zip(compressed) {
-            let log_p = f64::from(p) - a;
-            // Shares below e⁻⁴⁰ add less than rounding does.
-            if log_p > -40.0 {
-                kl += log_p.exp() * (log_p - (f64::from(q) - b));
-            }
-        }
         Self {
             original: a - f64::from(original[next]),
             compressed: b - f64::from(compressed[next]),
-            // Zero up to rounding must not come out as less; NaN stays NaN.
-            kl: if kl < 0.0 { 0.0 } else { kl },
+            kl: divergence_by((original, a), (compressed, b)),
             same_top: top(original) == top(compressed),
         }
     }
+}
+
+/// The KL divergence of the second logits' distribution from the first's, Σ p ln(p / q), in nats.
+pub fn divergence(original: &[f32], compressed: &[f32]) -> f64 {
+    divergence_by((original, log_sum_exp(original)), (compressed, log_sum_exp(compressed)))
+}
+
+/// As [`divergence`], of logits with ln Σ exp of them.
+fn divergence_by((original, a): (&[f32], f64), (compressed, b): (&[f32], f64)) -> f64 {
+    let mut kl = 0.0;
+    for (&p, &q) in original.iter().zip(compressed) {
+        let log_p = f64::from(p) - a;
+        // Shares below e⁻⁴⁰ add less than rounding does.
+        if log_p > -40.0 {
+            kl += log_p.exp() * (log_p - (f64::from(q) - b));
+        }
+    }
+    // Zero up to rounding must not come out as less; NaN stays NaN.
+    if kl < 0.0 { 0.0 } else { kl }
 }
 
 fn top(logits: &[f32]) -> usize {
@@ -209,6 +222,22 @@ pub fn windows(tokens: &[u32], bos: Option<u32>, context: usize, most: usize) ->
     windows
 }
 
+/// Cuts text tokens into windows as llama.cpp's perplexity does, until at most `most` are scored: of `context` tokens each, of
+/// which the first is replaced by the one that stands before every text if there is one. The second half is scored.
+pub fn second_halves(tokens: &[u32], bos: Option<u32>, context: usize, most: usize) -> Vec<Window> {
+    let all: Vec<u32> = bos.iter().chain(tokens).copied().collect();
+    let scored = context / 2..context - 1;
+    if scored.is_empty() {
+        return Vec::new();
+    }
+    let window = |chunk: &[u32]| {
+        let mut ids = chunk.to_vec();
+        ids[0] = bos.unwrap_or(ids[0]);
+        Window { ids, scored: scored.clone() }
+    };
+    all.chunks_exact(context).take(most / scored.len().max(1)).map(window).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +254,19 @@ mod tests {
         let cut = windows(&tokens, None, 8, 9);
         assert_eq!(cut.iter().map(|w| (w.ids.len(), w.scored.len())).collect::<Vec<_>>(), [(8, 7), (3, 2)]);
         assert!(windows(&tokens[..1], None, 8, 9).is_empty());
+    }
+
+    #[test]
+    fn second_halves_are_those_of_whole_windows() {
+        let tokens: Vec<u32> = (10..30).collect();
+        let cut = second_halves(&tokens, Some(1), 8, 100);
+        assert_eq!(
+            cut.iter().map(|w| w.ids.clone()).collect::<Vec<_>>(),
+            [[1, 10, 11, 12, 13, 14, 15, 16], [1, 18, 19, 20, 21, 22, 23, 24]]
+        );
+        assert!(cut.iter().all(|w| w.scored == (4..7)));
+        assert_eq!(second_halves(&tokens, None, 8, 5), [Window { ids: (10..18).collect(), scored: 4..7 }]);
+        assert!(second_halves(&tokens, None, 8, 2).is_empty() && second_halves(&tokens, None, 30, 100).is_empty());
     }
 
     #[test]

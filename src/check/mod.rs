@@ -4,6 +4,7 @@
 pub mod chain;
 pub mod encoder;
 mod error;
+pub mod held;
 pub mod language;
 pub mod statistics;
 pub mod text;
@@ -20,6 +21,7 @@ use crate::loader::{Checkpoint, Tokenizer};
 use crate::recipe::Limits;
 
 pub use error::{Error, Result};
+pub use held::HeldBack;
 pub use weights::WeightError;
 
 /// How outputs are compared.
@@ -32,8 +34,20 @@ pub struct Options {
     pub context: Option<usize>,
     /// Most text tokens that are scored in all.
     pub tokens: usize,
+    /// Which predictions of decoders are scored.
+    pub scored: Scored,
     /// What is still good enough.
     pub limits: Limits,
+}
+
+/// Which predictions of a window of text are scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scored {
+    /// Every one.
+    #[default]
+    All,
+    /// Those of the second half of each whole window, as llama.cpp's perplexity scores them.
+    SecondHalf,
 }
 
 impl Options {

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::check::Scored;
 use crate::encoding::Inputs;
+use crate::pipeline::quantize;
 use crate::pruner::parts::Layers;
 use crate::pruner::{Fraction, Method, Pattern, Scope};
+use crate::quantizer;
 
 /// Compress model weights, prove the written file against the original, and refuse it when it is bad.
 #[derive(Debug, Parser)]
@@ -89,9 +92,13 @@ pub struct RecipeArgs {
     /// GGUF: the scheme's one type for every matrix, instead of llama-quantize's mixture
     #[arg(long)]
     pub pure: bool,
-    /// Search scales by least squared error; same format and size, never worse
-    #[arg(long)]
+    /// Search scales by least squared error; same format and size, never worse. Short for --method search
+    #[arg(long, conflicts_with = "method")]
     pub search: bool,
+    /// How codes are looked for: rtn (to nearest), search (scales), gptq, best; the latter two need --calibrate [default: best
+    /// with --calibrate, else rtn]
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<quantizer::Method>,
     /// GGUF: llama.cpp's importance matrix, to weight errors by
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -106,6 +113,9 @@ pub struct CheckOptions {
     /// Longest window in tokens [default: the smaller of 512 and the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 24))]
     pub context: Option<u64>,
+    /// Which predictions of decoders are scored: all, or those of the second half of each window, as llama.cpp's perplexity does
+    #[arg(long, value_enum, value_name = "all|second-half", default_value_t = Score::All)]
+    pub score: Score,
     /// Most tokens that are scored
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
     pub check_tokens: u64,
@@ -115,6 +125,45 @@ pub struct CheckOptions {
     /// Least mean cosine that passes, for encoders and chains [default: the scheme's]
     #[arg(long, value_name = "X")]
     pub min_cosine: Option<f64>,
+}
+
+/// A step of the best method of quantizing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)] // `pipeline::quantize::Step` says it.
+pub enum Without {
+    Drift,
+    Residual,
+    Outputs,
+    Embedding,
+}
+
+impl From<Without> for quantize::Step {
+    fn from(without: Without) -> Self {
+        match without {
+            Without::Drift => Self::Drift,
+            Without::Residual => Self::Residual,
+            Without::Outputs => Self::Outputs,
+            Without::Embedding => Self::Embedding,
+        }
+    }
+}
+
+/// Which predictions are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Score {
+    /// Every one.
+    All,
+    /// Those of the second half of each window.
+    SecondHalf,
+}
+
+impl From<Score> for Scored {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::All => Self::All,
+            Score::SecondHalf => Self::SecondHalf,
+        }
+    }
 }
 
 /// What is learned from a text before anything is changed.
@@ -132,6 +181,12 @@ pub struct CalibrationArgs {
     /// Most tokens of that text
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
     pub calibrate_tokens: u64,
+    /// Leave out a step of the best method, to see what it gains
+    #[arg(long, value_enum, value_name = "STEP", hide = true)]
+    pub without: Vec<Without>,
+    /// Keep what was done when quantizing by a text is interrupted, and go on from it
+    #[arg(long, requires = "calibrate")]
+    pub resume: bool,
     /// Refit what is left of each pruned layer to give the original layer's outputs on that text
     #[arg(long, requires = "prune")]
     pub recover: bool,

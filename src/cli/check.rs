@@ -39,6 +39,7 @@ pub fn options(args: &CheckOptions, limits: Limits) -> check::Options {
         text: args.text.clone(),
         context: args.context.map(|n| n as usize),
         tokens: args.check_tokens as usize,
+        scored: args.score.into(),
         limits: Limits {
             max_kl: args.max_kl.unwrap_or(limits.max_kl),
             min_cosine: args.min_cosine.unwrap_or(limits.min_cosine),

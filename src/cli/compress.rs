@@ -14,6 +14,7 @@ use crate::loader::{Checkpoint, whole_name};
 use crate::pipeline::{self, Choice};
 use crate::pruner::parts::Parts;
 use crate::pruner::{Recovery, Solver, Sparsity};
+use crate::quantizer::Method;
 use crate::quantizer::imatrix::Imatrix;
 use crate::recipe::{BlockOptions, Plan, Recipe, Scheme, Target};
 
@@ -22,7 +23,11 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let recipe = recipe_of(&args.recipe)?.ok_or_else(|| {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
-    let recipe = Recipe { recovery: recovery(&args.calibration), ..recipe };
+    let mut recipe = Recipe { recovery: recovery(&args.calibration), ..recipe };
+    let free = args.recipe.method.is_none() && !args.recipe.search && !recipe.prunes();
+    if free && args.calibration.calibrate.is_some() && recipe.quantizes() {
+        recipe.blocks.method = Method::Best;
+    }
     let original = write::open(model, &args.write.common)?;
     let calibration = calibration(&args.calibration, &recipe, &original, &args.write)?;
     let (target, output) = target(&original, &recipe, args.output.as_deref())?;
@@ -48,8 +53,14 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         let structure = reshaped.structure.as_ref();
         calibration::Writer::create(record, &original, reshaped.tokens, structure, &BTreeMap::new())?.publish()?;
     }
-    let input = write::Input { original: &original, reshaped: reshaped.as_ref(), started };
-    write::run(&input, &recipe, plan, calibration.as_ref().filter(|_| recipe.calibrates()), &output, &args.write, &job)
+    if args.calibration.resume && !recipe.quantizes_by_text() {
+        return Err(Failure::Usage("--resume is for quantizing by a text; expected --method best or gptq".into()));
+    }
+    let (resume, without) = (args.calibration.resume, &args.calibration.without);
+    let without = without.iter().map(|step| (*step).into()).collect();
+    let input = write::Input { original: &original, reshaped: reshaped.as_ref(), resume, without, started };
+    let calibration = calibration.as_ref().filter(|_| recipe.calibrates() || recipe.quantizes_by_text());
+    write::run(&input, &recipe, plan, calibration, &output, &args.write, &job)
 }
 
 /// The recipe that flags ask for, if they ask for one.
@@ -71,10 +82,16 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
             "--pure and --imatrix are for GGUF's block types; expected a scheme such as q4_k_m".into(),
         ));
     }
-    if blocks.search && recipe.schemes().into_iter().all(Scheme::is_cast) {
+    if (args.search || args.method.is_some()) && !recipe.quantizes() {
         return Err(Failure::Usage(
-            "--search is for schemes with scales; expected one such as --int4 or q4_k_m".into(),
+            "--method and --search are for schemes with scales; expected one such as --int4 or q4_k_m".into(),
         ));
+    }
+    if blocks.method.calibrates() && recipe.prunes() {
+        return Err(Failure::Usage(format!(
+            "--method {}: what is pruned is not quantized by a text too, which would fill its zeros; expected --method rtn or search with --prune",
+            blocks.method
+        )));
     }
     let grouped = |scheme: &Scheme| matches!(scheme, Scheme::W4A16 | Scheme::W8A16);
     if blocks.group.is_some() && !recipe.schemes().iter().any(grouped) {
@@ -108,7 +125,14 @@ fn calibration(
     write: &WriteArgs,
 ) -> Result<Option<Calibration>, Failure> {
     let parts = recipe.parts.need_text();
-    let from = match (&args.calibrate, &args.calibration, recipe.calibrates() || parts) {
+    let codes = recipe.quantizes_by_text();
+    if let (Some(_), true) = (args.calibration.as_ref().or(args.calibration_out.as_ref()), codes) {
+        return Err(Failure::Usage(format!(
+            "--method {}: leads a text through the model and keeps nothing of it; expected --calibrate TEXT without --calibration and --calibration-out",
+            recipe.blocks.method
+        )));
+    }
+    let from = match (&args.calibrate, &args.calibration, recipe.calibrates() || parts || codes) {
         (Some(text), _, true) => {
             let tokens = args.calibrate_tokens as usize;
             Origin::Text(calibration::Options { text: text.clone(), tokens, context: None })
@@ -117,12 +141,16 @@ fn calibration(
         (None, None, true) if parts => return Err(Failure::Usage(
             "--prune-heads, --prune-neurons and --prune-layers N find with a text what matters least; give one with --calibrate, or name layers: --prune-layers 5,6".into(),
         )),
+        (None, None, true) if codes => return Err(Failure::Usage(format!(
+            "--method {}: looks at the inputs of weights; give a text with --calibrate, or choose --method search",
+            recipe.blocks.method
+        ))),
         (None, None, true) => return Err(Failure::Usage(
             "--prune-method wanda and sparsegpt, and --recover, look at the inputs of weights; give a text with --calibrate, or prune by magnitude".into(),
         )),
         (None, None, false) if args.calibration_out.is_none() => return Ok(None),
         (_, _, false) => return Err(Failure::Usage(
-            "--calibrate: nothing that is asked for looks at a text; expected --prune-method wanda or sparsegpt, --recover, --prune-heads, --prune-neurons or --prune-layers N".into(),
+            "--calibrate: nothing that is asked for looks at a text; expected a scheme with scales, --prune-method wanda or sparsegpt, --recover, --prune-heads, --prune-neurons or --prune-layers N".into(),
         )),
     };
     let record = args.calibration_out.as_ref().map(|path| Record {
@@ -153,7 +181,8 @@ fn block_options(args: &RecipeArgs) -> Result<BlockOptions, Failure> {
         Ok::<_, formats::Error>(Arc::new(Imatrix::read(&source)?))
     };
     let importance = args.imatrix.as_ref().map(read).transpose()?;
-    Ok(BlockOptions { pure: args.pure, search: args.search, importance, group: args.group_size })
+    let method = args.method.unwrap_or(if args.search { Method::Search } else { Method::Rtn });
+    Ok(BlockOptions { pure: args.pure, method, importance, group: args.group_size })
 }
 
 /// A model of which nothing can be pruned, for instance one whose matrices are all kept.

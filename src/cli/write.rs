@@ -8,11 +8,12 @@ use formats::{Access, Sink};
 
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json};
-use crate::calibration::Calibration;
-use crate::check::{self, Findings};
+use crate::calibration::{Calibration, Origin};
+use crate::check::{self, Findings, HeldBack};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
 use crate::pipeline::{self, Reshaped, Seen, pack};
+use crate::quantizer::Method;
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
@@ -31,6 +32,10 @@ pub struct Input<'a> {
     pub original: &'a Arc<Checkpoint>,
     /// That model without some of its parts, if that is what is written.
     pub reshaped: Option<&'a Reshaped>,
+    /// Whether to go on from what an earlier run left, and to leave such.
+    pub resume: bool,
+    /// Steps of quantizing by a text that are left out.
+    pub without: Vec<pipeline::quantize::Step>,
     /// When work began.
     pub started: Instant,
 }
@@ -68,7 +73,36 @@ pub fn run(
         }
         eprint!("{}", plan_table(&report));
     }
-    let calibrated = match calibration {
+    let by_text = calibration.filter(|_| recipe.quantizes_by_text());
+    let quantized = match by_text.map(|calibration| &calibration.from) {
+        Some(Origin::Text(text)) => {
+            pipeline::refuse_output(original, plan.target, output, args.force)?;
+            let (method, resume) = (recipe.blocks.method, input.resume);
+            let options = pipeline::quantize::Options { method, text, resume, without: &input.without };
+            let quantized = pipeline::quantize(checkpoint, &mut plan, &options, output, job)?;
+            let pipeline::Quantized { plain, checkpoint: chosen, held, .. } = &quantized;
+            let held = HeldBack::measure(checkpoint, plain, chosen, held, job)?;
+            Some((quantized, held))
+        }
+        _ => None,
+    };
+    // Never worse than without a text.
+    let worse = |held: &HeldBack| held.chosen > held.nearest;
+    let (quantized, refused_codes) = match quantized {
+        Some((codes, Some(held))) if recipe.blocks.method == Method::Best && worse(&held) => {
+            codes.finish();
+            plan = Plan::new(checkpoint, &recipe.without_text(), plan.target, output)?;
+            plan.notes.push(format!(
+                "codes chosen by the text were worse on what was held back of it ({} {:.6}, to nearest {:.6}); rounded to nearest instead",
+                held.measure, held.chosen, held.nearest
+            ));
+            (None, true)
+        }
+        quantized => (quantized, false),
+    };
+    let without = recipe.without_text();
+    let recipe = if refused_codes { &without } else { recipe };
+    let calibrated = match calibration.filter(|_| recipe.calibrates()) {
         Some(calibration) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
             if let Some(recorded) = calibration.recorded().filter(|recorded| recorded.recipe() != recipe.describe()) {
@@ -83,7 +117,8 @@ pub fn run(
             None
         }
     };
-    let source = calibrated.as_ref().map_or(checkpoint, |calibrated| &calibrated.checkpoint);
+    let coded = quantized.as_ref().map(|(quantized, _)| &quantized.checkpoint);
+    let source = calibrated.as_ref().map(|calibrated| &calibrated.checkpoint).or(coded).unwrap_or(checkpoint);
     let (mut sink, tally);
     let mut packed = None;
     if args.sparse {
@@ -122,6 +157,12 @@ pub fn run(
     }
     if let Some(calibrated) = &calibrated {
         report.add_calibration(calibrated);
+    }
+    if let Some((quantized, held)) = quantized {
+        report.add_codes(&quantized, held);
+        if refused.is_none() {
+            quantized.finish();
+        }
     }
     if args.common.json {
         print_json(&report)?;

@@ -10,6 +10,7 @@ mod view;
 mod weights;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,15 @@ pub use weights::{TensorRef, Weight, matrix};
 
 /// A place in the model: slot, layer, expert, weight or bias.
 pub type SlotKey = (Slot, usize, Option<usize>, Part);
+
+/// A weight whose codes were chosen beside the model's own files: as it is stored there, and the slots that its rows serve.
+#[derive(Debug, Clone)]
+pub struct Coded {
+    /// The weight. Its tensors are those of the file of codes; the sources that it names do not count.
+    pub weight: Weight,
+    /// The slots, with their rows.
+    pub serves: Vec<(SlotKey, Range<u64>)>,
+}
 
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
@@ -388,6 +398,26 @@ impl Checkpoint {
             weight.tensors = vec![TensorRef { source: changed.sources.len(), tensor }];
         }
         changed.sources.push(source);
+        changed
+    }
+
+    /// The same model with some slots served by codes in `source`, whose inputs linear layers take as floats. The weights are
+    /// added after the model's own, in their order.
+    pub fn with_codes(&self, source: Arc<Source>, coded: &[Coded]) -> Self {
+        let mut changed = self.clone();
+        for Coded { weight, serves } in coded {
+            let mut weight = weight.clone();
+            weight.tensors.iter_mut().for_each(|at| at.source = self.sources.len());
+            let at = changed.weights.len();
+            changed.weights.push(weight);
+            for (slot, rows) in serves {
+                let piece =
+                    Piece { weight: at, rows: rows.clone(), order: RowOrder::Same, transpose: false, shift: 0.0 };
+                changed.slots.insert(*slot, vec![piece]);
+            }
+        }
+        changed.sources.push(source);
+        changed.inputs = Some(Inputs::Float);
         changed
     }
 

@@ -6,6 +6,7 @@ mod calibrate;
 mod error;
 pub mod pack;
 mod prune;
+pub mod quantize;
 pub mod reshape;
 
 use std::path::Path;
@@ -25,6 +26,7 @@ pub use bands::{Bands, least_memory};
 pub use calibrate::{Calibrated, Layer, Seen, calibrate};
 pub use error::{Error, Result};
 pub use prune::decide;
+pub use quantize::{Chosen, Quantized, quantize};
 pub use reshape::{Choice, Reshaped, reshape};
 
 /// What was learned while a plan was carried out.

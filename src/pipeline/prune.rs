@@ -71,7 +71,12 @@ pub(super) fn cuts_of<'a>(
 }
 
 /// An error if a weight's numbers, so many a row, are not all finite.
-pub(super) fn refuse_non_finite(checkpoint: &Checkpoint, weight: usize, cols: usize, numbers: &[f64]) -> Result<()> {
+pub(super) fn refuse_non_finite<T: Real>(
+    checkpoint: &Checkpoint,
+    weight: usize,
+    cols: usize,
+    numbers: &[T],
+) -> Result<()> {
     let Some(at) = first_non_finite(numbers) else { return Ok(()) };
     let weight = &checkpoint.weights()[weight];
     Err(Error::NonFinite {

@@ -7,6 +7,7 @@ mod cast;
 pub mod ggml;
 pub mod imatrix;
 pub mod least_squares;
+mod method;
 mod scales;
 mod symmetric;
 
@@ -18,6 +19,7 @@ use crate::simd::{Simd, Task, dispatch};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
+pub use method::Method;
 pub use scales::{Codes, Searched};
 pub use symmetric::{Fp8Rows, Int8Rows, PackedInt};
 

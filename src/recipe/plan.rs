@@ -11,10 +11,11 @@ use super::output::{Tensor, Tensors, gguf, huggingface, llama_cpp};
 use super::{Error, Quantized, Recipe, Result, Scheme, conversion, shards};
 use crate::encoding::{Encoding, Lines, PartLayout};
 use crate::family::{Architecture, Role};
-use crate::loader::{Checkpoint, Piece, View};
+use crate::loader::{Checkpoint, Piece, View, Weight};
 use crate::pruner::{Mask, Scope, Sparsity};
 use crate::quantizer::ggml::mixture::{self, Choice, FileType};
-use crate::quantizer::{Blocks, Cast, Codes, Columns, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
+use crate::quantizer::least_squares::Form;
+use crate::quantizer::{Blocks, Cast, Columns, Quantizer};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Step {
     pub search: bool,
     /// What errors of blocks are weighted by.
     pub importance: Option<Columns>,
+    /// Whether its codes were chosen before and are those of its pieces.
+    pub chosen: bool,
     /// How the output is stored.
     pub encoding: Encoding,
     /// The output's physical tensors.
@@ -143,25 +146,30 @@ impl Step {
     /// What makes the codes; `None` where bytes are copied.
     pub fn quantizer(&self) -> Option<Box<dyn Quantizer>> {
         match self.treatment {
-            Treatment::Copy => None,
+            _ if self.chosen => None,
             Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
-            Treatment::Int8 => Some(self.scaled(Int8Rows, Codes::Int8, None)),
-            Treatment::Packed { bits, group } => {
-                Some(self.scaled(PackedInt { bits, group }, Codes::Packed(bits), Some(group)))
-            }
-            Treatment::Fp8 => Some(self.scaled(Fp8Rows, Codes::Fp8, None)),
             Treatment::Blocks(dtype) => {
                 Some(Box::new(Blocks { dtype, search: self.search, importance: self.importance.clone() }))
             }
+            _ => self.form().map(|form| form.quantizer(self.search)),
         }
     }
 
-    /// A quantizer of codes with scales, with a search for them if that is asked for.
-    fn scaled<Q: Quantizer + 'static>(&self, nearest: Q, codes: Codes, group: Option<u64>) -> Box<dyn Quantizer> {
-        match self.search {
-            true => Box::new(Searched { nearest, codes, group }),
-            false => Box::new(nearest),
+    /// The form of its codes; `None` if it is stored without codes.
+    pub fn form(&self) -> Option<Form> {
+        match self.treatment {
+            Treatment::Copy | Treatment::Cast(_) => None,
+            Treatment::Int8 => Some(Form::Int8Rows),
+            Treatment::Packed { bits, group } => Some(Form::Packed { bits, group }),
+            Treatment::Fp8 => Some(Form::Fp8Rows),
+            Treatment::Blocks(dtype) => Some(Form::Blocks(dtype)),
         }
+    }
+
+    /// Its codes were chosen: they are those of this weight of the checkpoint that the plan is carried out over.
+    pub fn take(&mut self, at: usize, weight: &Weight) {
+        self.pieces = vec![Piece::stored(at, weight)];
+        self.chosen = true;
     }
 
     /// Number of values.
@@ -535,7 +543,7 @@ fn step(
         }
     }
     let encoding = encoding_of(treatment);
-    let search = recipe.blocks.search;
+    let search = recipe.blocks.method.searches();
     Ok(Step {
         name: canonical,
         role,
@@ -548,6 +556,7 @@ fn step(
         treatment,
         search,
         importance,
+        chosen: false,
         encoding,
         parts,
         outputs: Vec::new(),

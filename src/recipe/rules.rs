@@ -13,6 +13,7 @@ use crate::family::{self, Role};
 use crate::loader::Checkpoint;
 use crate::pruner::parts::Parts;
 use crate::pruner::{Recovery, Solver, Sparsity};
+use crate::quantizer::Method;
 use crate::quantizer::imatrix::Imatrix;
 
 /// Which weights, and what becomes of them.
@@ -99,8 +100,8 @@ pub enum Quantized {
 pub struct BlockOptions {
     /// Whether every matrix gets the scheme's one type, instead of llama-quantize's mixture.
     pub pure: bool,
-    /// Whether scales are searched by least squared error.
-    pub search: bool,
+    /// How codes are looked for.
+    pub method: Method,
     /// How much each column of each weight matters.
     pub importance: Option<Arc<Imatrix>>,
     /// Columns that share a scale in w4a16 and w8a16, 0 for whole rows; 128 if absent.
@@ -110,7 +111,8 @@ pub struct BlockOptions {
 impl BlockOptions {
     /// The options in words, each after a comma.
     fn describe(&self) -> String {
-        let words = [(self.pure, "pure"), (self.search, "search"), (self.importance.is_some(), "imatrix")];
+        let method = (self.method != Method::Rtn, self.method.name());
+        let words = [(self.pure, "pure"), method, (self.importance.is_some(), "imatrix")];
         let words = words.iter().filter(|(on, _)| *on).map(|(_, word)| format!(", {word}"));
         words.chain(self.group.map(|group| format!(", groups of {group}"))).collect()
     }
@@ -201,7 +203,22 @@ impl Recipe {
         self
     }
 
-    /// Whether a calibration text is needed.
+    /// Whether a text is needed to choose codes.
+    pub fn quantizes_by_text(&self) -> bool {
+        self.blocks.method.calibrates()
+    }
+
+    /// The same without a text: codes to nearest.
+    pub fn without_text(&self) -> Self {
+        Self { blocks: BlockOptions { method: Method::Rtn, ..self.blocks.clone() }, ..self.clone() }
+    }
+
+    /// Whether any scheme has codes to be chosen.
+    pub fn quantizes(&self) -> bool {
+        self.schemes().into_iter().any(|scheme| !scheme.is_cast())
+    }
+
+    /// Whether a text is needed to prune.
     pub fn calibrates(&self) -> bool {
         let looks = |rule: &Rule| rule.prune.is_some_and(|prune| prune.method.calibrates());
         self.rules.iter().any(looks) || self.recovery.is_some()

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::check::{Findings, Outputs, WeightError};
+use crate::check::{Findings, HeldBack, Outputs, WeightError};
 use crate::family::reshape::neurons;
 use crate::family::{Architecture, Transformer};
 use crate::loader::Checkpoint;
-use crate::pipeline::{Calibrated, Layer, Reshaped, Tally};
+use crate::pipeline::{Calibrated, Chosen, Layer, Quantized, Reshaped, Tally};
 use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
@@ -45,6 +45,9 @@ pub struct Report {
     /// What became of each layer on the calibration text.
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<Calibration>,
+    /// How codes were chosen on the calibration text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codes: Option<Codes>,
     /// Which parts of the model were removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<PartsReport>,
@@ -130,6 +133,30 @@ struct Calibration {
     /// Tokens of the text.
     tokens: usize,
     layers: Vec<LayerLoss>,
+}
+
+/// How codes were chosen.
+#[derive(Debug, Clone, Serialize)]
+struct Codes {
+    /// Tokens of the text.
+    tokens: usize,
+    /// How far from the original the model is on what was held back of it, with these codes and with codes to nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back: Option<HeldBack>,
+    matrices: Vec<CodedMatrix>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct CodedMatrix {
+    name: String,
+    /// Tokens that its input was learned from.
+    tokens: u64,
+    /// The share of the correction for errors before it that was taken.
+    correction: f64,
+    /// How much half the mean squared error of its outputs on held-back tokens is less than by rounding to nearest.
+    gain: Option<f64>,
+    /// Whether rounding to nearest was better and taken.
+    nearest: bool,
 }
 
 /// Half the mean squared error of a layer's outputs, by what was done to it.
@@ -248,6 +275,7 @@ impl Report {
             },
             pruning,
             calibration: None,
+            codes: None,
             parts: None,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
@@ -306,6 +334,34 @@ impl Report {
             neurons: keep(width(t), width(&left)),
             influence: reshaped.structure.as_ref().map(|seen| seen.influence.clone()).unwrap_or_default(),
         });
+    }
+
+    /// Adds how codes were chosen.
+    pub fn add_codes(&mut self, quantized: &Quantized, held_back: Option<HeldBack>) {
+        let tokens = quantized.tokens;
+        if let Some(HeldBack { measure, tokens, nearest, chosen }) = &held_back {
+            let share = if *nearest > 0.0 { format!(", {:.2} of it", chosen / nearest) } else { String::new() };
+            self.notes.push(format!(
+                "codes chosen by a text: {measure} {chosen:.6} on {tokens} tokens of it that were held back, to nearest {nearest:.6}{share}"
+            ));
+        }
+        let nearest = quantized.chosen.iter().filter(|chosen| chosen.nearest).map(|chosen| chosen.name.as_str());
+        let nearest: Vec<&str> = nearest.collect();
+        if !nearest.is_empty() {
+            self.notes.push(format!(
+                "stored as without a text, which was better or said nothing of them: {}",
+                nearest.join(", ")
+            ));
+        }
+        let matrix = |chosen: &Chosen| CodedMatrix {
+            name: chosen.name.clone(),
+            tokens: chosen.tokens,
+            correction: chosen.share,
+            gain: chosen.gain,
+            nearest: chosen.nearest,
+        };
+        let matrices: Vec<CodedMatrix> = quantized.chosen.iter().map(matrix).collect();
+        self.codes = Some(Codes { tokens, held_back, matrices });
     }
 
     /// Adds what calibration did.

@@ -11,6 +11,26 @@ use super::{Activations, Cache, Error};
 use crate::family::{Placement, Rope};
 use crate::job::Cancel;
 
+/// The halves of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// Attention, added to the residual stream.
+    Attention,
+    /// The feed-forward part, added to it.
+    FeedForward,
+}
+
+/// How far text goes through half of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// To the input of its first matrices: queries, keys and values, or gate and up.
+    First,
+    /// To the input of its last matrix.
+    Last,
+    /// Through it: hidden states change.
+    Through,
+}
+
 /// A block with its weights.
 pub(super) struct Block {
     pub placement: Placement,
@@ -76,25 +96,67 @@ impl Block {
         past: Option<&mut [Cache]>,
         context: &mut Context<'_>,
     ) -> Result<(), Error> {
+        self.attention(hidden, group, rotation, past, Goal::Through, context)?;
+        self.feed_forward(hidden, group, Goal::Through, context)
+    }
+
+    /// The first half of [`Block::forward`], as far as its goal.
+    pub fn attention(
+        &self,
+        hidden: &mut [f32],
+        group: &Group<'_>,
+        rotation: Option<&Rotation>,
+        past: Option<&mut [Cache]>,
+        goal: Goal,
+        context: &mut Context<'_>,
+    ) -> Result<(), Error> {
         let width = self.attention.out.out_features();
+        if goal == Goal::First {
+            for rows in group.chunks() {
+                let stream = &hidden[rows.start * width..rows.end * width];
+                let normalised = self.input(stream, &self.attention_norms, context);
+                let x = Activations::new(normalised.as_deref().unwrap_or(stream), width);
+                for matrix in [&self.attention.q, &self.attention.k, &self.attention.v] {
+                    matrix.tell(&x, context);
+                }
+            }
+            return Ok(());
+        }
         let seen = self.attend(hidden, width, group, rotation, past, context)?;
         let queries = self.attention.q.out_features();
         for rows in group.chunks() {
             group.cancel.check()?;
             let x = Activations::new(&seen[rows.start * queries..rows.end * queries], queries);
+            if goal == Goal::Last {
+                self.attention.out.tell(&x, context);
+                continue;
+            }
             let mut change = vec![0.0; rows.len() * width];
             self.attention.out.forward(&x, &mut change, context);
             let stream = &mut hidden[rows.start * width..rows.end * width];
             self.add(stream, change, &self.attention_norms, context);
         }
+        Ok(())
+    }
+
+    /// The second half of [`Block::forward`], as far as its goal.
+    pub fn feed_forward(
+        &self,
+        hidden: &mut [f32],
+        group: &Group<'_>,
+        goal: Goal,
+        context: &mut Context<'_>,
+    ) -> Result<(), Error> {
+        let width = self.attention.out.out_features();
         for rows in group.chunks() {
             group.cancel.check()?;
             let stream = &mut hidden[rows.start * width..rows.end * width];
             let normalised = self.input(stream, &self.feed_forward_norms, context);
             let x = Activations::new(normalised.as_deref().unwrap_or(stream), width);
-            let mut change = vec![0.0; rows.len() * width];
-            self.feed_forward.forward(&x, &mut change, context);
-            self.add(stream, change, &self.feed_forward_norms, context);
+            let change = self.feed_forward.forward(&x, goal, context);
+            if let Some(change) = change {
+                self.add(stream, change, &self.feed_forward_norms, context);
+            }
         }
         Ok(())
     }

@@ -20,6 +20,11 @@ pub fn load(checkpoint: &Arc<Checkpoint>) -> Result<Model, Error> {
     }
 }
 
+/// A checkpoint's weights by place.
+pub fn weights(checkpoint: &Arc<Checkpoint>) -> Arc<dyn Weights> {
+    Arc::new(Stored(checkpoint.clone()))
+}
+
 /// A chain of linear layers over a checkpoint's weights.
 ///
 /// # Errors

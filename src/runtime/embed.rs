@@ -27,7 +27,7 @@ pub fn embed(
 }
 
 /// One vector of many, `[positions, width]`.
-fn pool(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
+pub fn pool(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
     let rows = || hidden.chunks_exact(width);
     let fold = |start: f32, join: fn(f32, f32) -> f32| {
         let mut all = vec![start; width];
@@ -51,4 +51,36 @@ pub fn normalise(vector: &mut [f32]) {
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
     }
+}
+
+/// Replaces hidden states `[positions, width]` by their gradients, given that of what [`pool`] makes of them.
+pub fn pool_gradient(hidden: &mut [f32], g: &[f32], pooling: Pooling) {
+    let width = g.len().max(1);
+    let count = hidden.len() / width;
+    if pooling == Pooling::Max {
+        for (feature, g) in g.iter().enumerate() {
+            let mut column = (0..count).map(|row| hidden[row * width + feature]).enumerate();
+            let first = column.next().unwrap_or_default();
+            let (best, _) = column.fold(first, |best, next| if next.1 > best.1 { next } else { best });
+            (0..count).for_each(|row| hidden[row * width + feature] = if row == best { *g } else { 0.0 });
+        }
+        return;
+    }
+    for (row, hidden) in hidden.chunks_exact_mut(width).enumerate() {
+        let share = match pooling {
+            Pooling::Mean => 1.0 / count as f32,
+            Pooling::LastToken => f32::from(u8::from(row + 1 == count)),
+            Pooling::Cls | Pooling::Max => f32::from(u8::from(row == 0)),
+        };
+        hidden.iter_mut().zip(g).for_each(|(x, g)| *x = share * g);
+    }
+}
+
+/// Replaces the gradient of a vector of length one by that of the vector that [`normalise`] made it of; zero for one of zeros.
+pub fn normalise_gradient(vector: &[f32], g: &mut [f32]) {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let squares = dot(vector, vector);
+    let along = if squares > 0.0 { dot(vector, g) / squares } else { 0.0 };
+    let scale = if squares > 0.0 { 1.0 / squares.sqrt() } else { 0.0 };
+    g.iter_mut().zip(vector).for_each(|(g, x)| *g = ((f64::from(*g) - along * f64::from(*x)) * scale) as f32);
 }

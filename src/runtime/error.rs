@@ -77,6 +77,9 @@ pub enum Error {
     /// A weight could not be read.
     #[error("{0}")]
     Weights(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No room for what does not stay in memory.
+    #[error(transparent)]
+    Temporary(#[from] formats::Error),
     /// A model of another kind than was asked for.
     #[error("the model is not {expected}")]
     Family {
@@ -91,6 +94,7 @@ impl Error {
         match self {
             Self::Interrupted(_) => Kind::Interrupted,
             Self::TooLong { .. } | Self::Padding { .. } | Self::Empty => Kind::Usage,
+            Self::Temporary(source) => source.kind(),
             Self::Weights(source) => source.downcast_ref::<formats::Error>().map_or(Kind::Input, formats::Error::kind),
             _ => Kind::Input,
         }

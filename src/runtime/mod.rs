@@ -1,9 +1,10 @@
 //! Runs models: what they compute, over weights in whatever encoding they are stored.
 //!
 //! A [`Model`] is a transformer over [`Weights`]; [`walk`] leads windows of text through one or more of them, block by block,
-//! watched by an [`Observer`]; a [`Session`] continues texts token by token. A [`ChainModel`] is a chain of linear layers.
+//! watched by an [`Observer`]; [`backward`] leads gradients back through one; a [`Session`] continues texts token by token. A [`ChainModel`] is a chain of linear layers.
 
 pub mod activations;
+pub mod backward;
 mod block;
 pub mod cache;
 pub mod chain;
@@ -11,6 +12,7 @@ mod checkpoint;
 pub mod embed;
 mod error;
 mod feed_forward;
+mod hidden;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod linear;
@@ -20,6 +22,7 @@ pub mod ops;
 pub mod sampler;
 pub mod scratch;
 pub mod session;
+pub mod spill;
 pub mod walk;
 pub mod weights;
 
@@ -27,9 +30,11 @@ pub mod weights;
 mod testing;
 
 pub use activations::{Activations, Int8Activations};
+pub use backward::{Backward, GradientObserver};
+pub use block::{Goal, Half};
 pub use cache::{Cache, Precision};
 pub use chain::ChainModel;
-pub use checkpoint::{load, load_chain};
+pub use checkpoint::{load, load_chain, weights as stored_weights};
 pub use embed::{embed, normalise};
 pub use error::Error;
 pub use linear::{Linear, Method};

@@ -32,15 +32,20 @@ pub(super) struct Context<'a> {
 
 /// A matrix with its bias.
 pub(super) struct Projection {
-    place: Place,
-    linear: Arc<dyn Linear>,
+    pub place: Place,
+    pub linear: Arc<dyn Linear>,
     bias: Option<Vec<f32>>,
 }
 
 impl Projection {
+    /// Tells the observer that this is about to meet x.
+    pub fn tell(&self, x: &Activations<'_>, context: &mut Context<'_>) {
+        context.observer.input(context.model, self.place, x);
+    }
+
     /// out `[rows, out_features]` = x · Wᵀ + b, after telling the observer.
     pub fn forward(&self, x: &Activations<'_>, out: &mut [f32], context: &mut Context<'_>) {
-        context.observer.input(context.model, self.place, x);
+        self.tell(x, context);
         self.linear.forward(x, out, context.scratch, context.pool);
         if let Some(bias) = &self.bias {
             out.chunks_exact_mut(bias.len().max(1))
@@ -52,23 +57,37 @@ impl Projection {
     pub fn out_features(&self) -> usize {
         self.linear.out_features()
     }
+
+    /// Columns of the matrix.
+    pub fn in_features(&self) -> usize {
+        self.linear.in_features()
+    }
 }
 
 /// The beginning of a model: what turns tokens into the first hidden states.
 pub(super) struct Embedding {
     tokens: Arc<dyn Linear>,
-    scale: f32,
+    pub scale: f32,
     positions: Option<Arc<dyn Linear>>,
     max_positions: usize,
     padding: Option<u32>,
     types: Option<Arc<dyn Linear>>,
-    norm: Option<Normalisation>,
+    pub norm: Option<Normalisation>,
 }
 
 impl Embedding {
     /// The first hidden states of these windows, one after the other: `[tokens, hidden]`. `firsts` are the positions at which
     /// they begin.
     pub fn forward(&self, windows: &[Vec<u32>], firsts: &[usize], pool: &Pool) -> Result<Vec<f32>, Error> {
+        let mut hidden = self.sum(windows, firsts, pool)?;
+        if let Some(norm) = &self.norm {
+            norm.apply(&mut hidden, pool);
+        }
+        Ok(hidden)
+    }
+
+    /// As [`Embedding::forward`], before the normalisation.
+    pub fn sum(&self, windows: &[Vec<u32>], firsts: &[usize], pool: &Pool) -> Result<Vec<f32>, Error> {
         let (vocab, width) = (self.tokens.out_features(), self.tokens.in_features());
         let mut hidden = vec![0.0; windows.iter().map(Vec::len).sum::<usize>() * width];
         let mut rest = &mut hidden[..];
@@ -91,9 +110,6 @@ impl Embedding {
             let (out, after) = rest.split_at_mut(window.len() * width);
             embed(&tables, window, out, pool);
             rest = after;
-        }
-        if let Some(norm) = &self.norm {
-            norm.apply(&mut hidden, pool);
         }
         Ok(hidden)
     }

@@ -11,6 +11,11 @@ pub trait Observer {
         let _ = (model, place, x);
     }
 
+    /// These hidden states `[rows, hidden]`, of some windows, are about to go into half of a block: see [`super::Walk::half`].
+    fn half_begins(&mut self, model: usize, hidden: &[f32]) {
+        let _ = (model, hidden);
+    }
+
     /// A block is about to be applied to these hidden states `[tokens, hidden]` of all windows.
     fn block_begins(&mut self, model: usize, layer: usize, hidden: &[f32]) {
         let _ = (model, layer, hidden);

@@ -1,12 +1,14 @@
 //! The one way through a model: all windows of text go through one block, of every model that is walked, before the next
-//! block's weights are touched. Only hidden states stay in memory.
+//! block's weights are touched. Only hidden states stay: in memory, or in a temporary file where they take more than half of it.
 
 use std::ops::Range;
 
-use super::block::Group;
+use super::block::{Block, Goal, Group, Half};
+use super::hidden::Hidden;
 use super::model::{Context, Model};
 use super::observer::{Observer, Unobserved};
 use super::ops::norm::Normalisation;
+use super::ops::rope::Rotation;
 use super::{Activations, Error, Scratch};
 use crate::job::Job;
 
@@ -14,7 +16,7 @@ use crate::job::Job;
 const MOST_TOKENS: usize = 1024;
 
 /// The most positions that have logits at a time.
-const MOST_POSITIONS: usize = 256;
+pub(super) const MOST_POSITIONS: usize = 256;
 
 /// A walk through one or more models, over the same windows of text.
 pub struct Walk<'a> {
@@ -23,7 +25,7 @@ pub struct Walk<'a> {
     /// The tokens at which windows begin, all windows being one after the other, and the number of tokens.
     starts: Vec<usize>,
     /// Of each model: `[tokens, hidden]`.
-    hidden: Vec<Vec<f32>>,
+    hidden: Vec<Hidden>,
     scratch: Scratch,
 }
 
@@ -40,9 +42,19 @@ impl<'a> Walk<'a> {
             starts.push(tokens);
         }
         job.cancel.check()?;
-        let firsts = vec![0; windows.len()];
-        let embed = |model: &&Model| model.embedding()?.forward(windows, &firsts, &job.pool);
-        let hidden = models.iter().map(embed).collect::<Result<_, _>>()?;
+        let room = job.memory / 2 / models.len().max(1) as u64;
+        let embed = |model: &&Model| {
+            let (embedding, width) = (model.embedding()?, model.shape().hidden);
+            let mut hidden = Hidden::new(tokens * width, room)?;
+            for some in groups(&starts, MOST_TOKENS) {
+                job.cancel.check()?;
+                let rows = starts[some.start] * width..starts[some.end] * width;
+                let firsts = vec![0; some.len()];
+                hidden[rows].copy_from_slice(&embedding.forward(&windows[some], &firsts, &job.pool)?);
+            }
+            Ok(hidden)
+        };
+        let hidden = models.iter().map(embed).collect::<Result<_, Error>>()?;
         Ok(Self { models, job, starts, hidden, scratch: Scratch::default() })
     }
 
@@ -76,7 +88,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             observer.block_begins(number, layer, &self.hidden[number]);
-            let mut hidden = std::mem::take(&mut self.hidden[number]);
+            let mut hidden = std::mem::replace(&mut self.hidden[number], Hidden::Memory(Vec::new()));
             let width = model.shape().hidden;
             let result = self.through(model, number, layer, observer, |rows, apply| {
                 apply(&mut hidden[rows.start * width..rows.end * width])
@@ -102,7 +114,7 @@ impl<'a> Walk<'a> {
         layer: usize,
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
-        let hidden = std::mem::take(&mut self.hidden[number]);
+        let hidden = std::mem::replace(&mut self.hidden[number], Hidden::Memory(Vec::new()));
         let width = model.shape().hidden;
         let result = self.through(model, number, layer, observer, |rows, apply| {
             apply(&mut hidden[rows.start * width..rows.end * width].to_vec())
@@ -110,6 +122,59 @@ impl<'a> Walk<'a> {
         self.hidden[number] = hidden;
         model.release(layer);
         result
+    }
+
+    /// Leads windows into half of block `layer`, as far as each model's goal says: of each group of windows, first those of the
+    /// first model, then those of the second, so that an observer sees both models' inputs of the same tokens together. A
+    /// model without a goal waits. Advances progress by the tokens, for each model that moves.
+    ///
+    /// # Errors
+    /// As [`Walk::block`].
+    pub fn half(
+        &mut self,
+        layer: usize,
+        half: Half,
+        goals: &[Option<Goal>],
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let longest = self.longest();
+        let moving = self.models.iter().zip(goals).enumerate();
+        let moving = moving.filter_map(|(number, (model, goal))| Some((number, *model, (*goal)?)));
+        let open = |(number, model, goal): (usize, &'a Model, Goal)| {
+            let block = model.block(layer)?;
+            let rotation = block.rotation(0..longest);
+            Ok((number, model, goal, block, rotation))
+        };
+        let moving: Vec<(usize, &Model, Goal, Block, Option<Rotation>)> =
+            moving.map(open).collect::<Result<_, Error>>()?;
+        let chunk = moving.iter().map(|(_, model, ..)| tokens_at_a_time(model, self.job.memory)).min().unwrap_or(1);
+        let firsts = vec![0; self.starts.len()];
+        for windows in groups(&self.starts, chunk) {
+            let first = self.starts[windows.start];
+            let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
+            let rows = first..self.starts[windows.end];
+            let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
+            for (number, model, goal, block, rotation) in &moving {
+                let width = model.shape().hidden;
+                let hidden = &mut self.hidden[*number][rows.start * width..rows.end * width];
+                observer.half_begins(*number, hidden);
+                let mut context =
+                    Context { model: *number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
+                match half {
+                    Half::Attention => {
+                        block.attention(hidden, &group, rotation.as_ref(), None, *goal, &mut context)?;
+                    }
+                    Half::FeedForward => block.feed_forward(hidden, &group, *goal, &mut context)?,
+                }
+                self.job.progress.advance(rows.len() as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens of the longest window.
+    fn longest(&self) -> usize {
+        self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
     }
 
     /// Leads the windows through a block, group by group: `each` is given a group's rows and what applies the block to their
@@ -123,8 +188,7 @@ impl<'a> Walk<'a> {
         mut each: impl FnMut(Range<usize>, &mut dyn FnMut(&mut [f32]) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let block = model.block(layer)?;
-        let longest = self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        let rotation = block.rotation(0..longest);
+        let rotation = block.rotation(0..self.longest());
         let firsts = vec![0; self.starts.len()];
         let chunk = tokens_at_a_time(model, self.job.memory);
         for windows in groups(&self.starts, chunk) {

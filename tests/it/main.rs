@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod calibrated;
 mod compress;
 mod convert;
 mod dtypes;

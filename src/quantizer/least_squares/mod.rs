@@ -12,11 +12,13 @@ mod candidates;
 mod descent;
 mod gptq;
 mod grid;
+mod inverse;
 mod levels;
 mod loss;
 mod metric;
 mod outputs;
 mod rows;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ use crate::threads::Pool;
 use grid::Grid;
 pub use loss::loss;
 pub use metric::Metric;
+pub use values::values;
 
 /// How a matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,10 @@ pub struct View<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
+    /// Elements from a row to the next.
     stride: usize,
+    /// Elements from a column to the next.
+    step: usize,
 }
 
 impl<'a> View<'a> {
@@ -22,7 +25,12 @@ impl<'a> View<'a> {
         assert!(cols <= stride && isize::try_from(stride).is_ok(), "rows do not overlap");
         let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(cols));
         assert!(end.is_some_and(|end| end <= data.len()), "rows lie within the data");
-        Self { data, rows, cols, stride }
+        Self { data, rows, cols, stride, step: 1 }
+    }
+
+    /// The same numbers, rows for columns.
+    pub fn transposed(self) -> Self {
+        Self { data: self.data, rows: self.cols, cols: self.rows, stride: self.step, step: self.stride }
     }
 }
 
@@ -35,14 +43,13 @@ pub fn times_transposed(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_
     const FEW: usize = 8;
 
     assert!(x.cols == w.cols && x.rows == out.rows() && w.rows == out.cols(), "shapes fit");
-    let (w_rows, w) = (w.rows, (w.data, 1, w.stride as isize));
     if x.rows < FEW {
         for i in 0..x.rows {
-            let row = View::new(&x.data[i * x.stride..], 1, x.cols, x.stride);
-            product(row, w, factor, &mut Tile::whole(out.row(i), w_rows));
+            let row = View { data: &x.data[i * x.stride..], rows: 1, ..x };
+            product(row, w.transposed(), factor, false, &mut Tile::whole(out.row(i), w.rows));
         }
     } else {
-        product(x, w, factor, out);
+        product(x, w.transposed(), factor, false, out);
     }
 }
 
@@ -52,22 +59,33 @@ pub fn times_transposed(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_
 /// If the shapes do not fit.
 pub fn times(x: View<'_>, w: View<'_>, out: &mut Tile<'_>) {
     assert!(x.cols == w.rows && x.rows == out.rows() && w.cols == out.cols(), "shapes fit");
-    product(x, (w.data, w.stride as isize, 1), 1.0, out);
+    product(x, w, 1.0, false, out);
 }
 
-/// The product with a right side of which rows and columns lie the given strides apart.
-fn product(x: View<'_>, (w, row_stride, col_stride): (&[f32], isize, isize), factor: f32, out: &mut Tile<'_>) {
+/// out += factor · x · w: x is `[m, k]`, w `[k, n]`, out `[m, n]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn add_times(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_>) {
+    assert!(x.cols == w.rows && x.rows == out.rows() && w.cols == out.cols(), "shapes fit");
+    product(x, w, factor, true, out);
+}
+
+/// The product, added to what is there or in its place. The shapes fit.
+fn product(x: View<'_>, w: View<'_>, factor: f32, add: bool, out: &mut Tile<'_>) {
     let (m, n, k) = (x.rows, out.cols(), x.cols);
     if k == 0 {
-        (0..m).for_each(|i| out.row(i).fill(0.0));
+        if !add {
+            (0..m).for_each(|i| out.row(i).fill(0.0));
+        }
         return;
     }
     if m == 0 || n == 0 {
         return;
     }
     // SAFETY: `View::new` and `Tile` saw that every row of the three matrices lies within memory that is borrowed until
-    // after this call, shared for x and w, exclusive for out; the callers above saw that the shapes fit these views. With
-    // `read_dst` false, out's old contents are not read.
+    // after this call, shared for x and w, exclusive for out; a transposed view reaches the same elements. The callers above
+    // saw that the shapes fit these views. out's old contents, which are initialised, are read if `read_dst` says so.
     unsafe {
         gemm::gemm(
             m,
@@ -76,14 +94,14 @@ fn product(x: View<'_>, (w, row_stride, col_stride): (&[f32], isize, isize), fac
             out.start(),
             1,
             out.stride() as isize,
-            false,
+            add,
             x.data.as_ptr(),
-            1,
+            x.step as isize,
             x.stride as isize,
-            w.as_ptr(),
-            col_stride,
-            row_stride,
-            0.0,
+            w.data.as_ptr(),
+            w.step as isize,
+            w.stride as isize,
+            f32::from(u8::from(add)),
             factor,
             false,
             false,
@@ -123,6 +141,19 @@ mod tests {
             };
             let expected: Vec<f64> = (0..m * n).map(|at| oracle(at / n, at % n)).collect();
             close(&out, &expected, 1e-4);
+
+            let turned = noise.vec(k * (m + 1));
+            add_times(
+                View::new(&turned, k, m, m + 1).transposed(),
+                View::new(&v, k, n, n + 2),
+                -2.0,
+                &mut Tile::whole(&mut out, n),
+            );
+            let more = |i: usize, j: usize| -> f64 {
+                (0..k).map(|l| f64::from(turned[l * (m + 1) + i]) * f64::from(v[l * (n + 2) + j])).sum()
+            };
+            let expected: Vec<f64> = (0..m * n).map(|at| expected[at] - 2.0 * more(at / n, at % n)).collect();
+            close(&out, &expected, 2e-4);
         }
     }
 

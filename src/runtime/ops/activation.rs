@@ -31,6 +31,73 @@ pub fn gate(f: Activation, x: &mut [f32], up: &[f32], pool: &Pool) {
     });
 }
 
+/// Replaces each gradient g of f(x) by that of x, g · f′(x). The two have the same length.
+pub fn gradient(f: Activation, x: &[f32], g: &mut [f32], pool: &Pool) {
+    pool.for_each_chunk(g, PIECE, |i, g| {
+        vectorise(
+            #[inline(always)]
+            || slopes(f, &x[i * PIECE..], g),
+        );
+    });
+}
+
+/// Replaces each gradient g of f(x) · up by that of x, g · up · f′(x), and each up by its gradient, g · f(x). All have the same
+/// length.
+pub fn gate_gradient(f: Activation, x: &[f32], up: &mut [f32], g: &mut [f32], pool: &Pool) {
+    let mut both: Vec<(&mut [f32], &mut [f32])> = up.chunks_mut(PIECE).zip(g.chunks_mut(PIECE)).collect();
+    pool.for_each_chunk(&mut both, 1, |i, both| {
+        let (up, g) = &mut both[0];
+        let mut value = x[i * PIECE..][..g.len()].to_vec();
+        vectorise(
+            #[inline(always)]
+            || {
+                piece(f, &mut value);
+                for ((up, g), value) in up.iter_mut().zip(g.iter_mut()).zip(&value) {
+                    (*up, *g) = (*g * value, *g * *up);
+                }
+                slopes(f, &x[i * PIECE..], g);
+            },
+        );
+    });
+}
+
+/// g · f′(x)
+#[inline(always)]
+fn slopes(f: Activation, x: &[f32], g: &mut [f32]) {
+    /// √(2/π), twice, as in [`piece`]; 1/√(2π).
+    const TANH: f32 = 1.595_769;
+    const DENSITY: f32 = 0.398_942_3;
+    match f {
+        Activation::Identity => {}
+        Activation::Relu => both(x, g, |x| if x > 0.0 { 1.0 } else { 0.0 }),
+        Activation::Gelu => both(x, g, |x| {
+            let below = 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2));
+            below + x * DENSITY * exp(-0.5 * x * x)
+        }),
+        Activation::GeluTanh => both(x, g, |x| {
+            let s = sigmoid(TANH * (x + 0.044_715 * x * x * x));
+            s + x * s * (1.0 - s) * TANH * (1.0 + 0.134_145 * x * x)
+        }),
+        Activation::Silu => both(x, g, |x| {
+            let s = sigmoid(x);
+            s + x * s * (1.0 - s)
+        }),
+        Activation::Sigmoid => both(x, g, |x| {
+            let s = sigmoid(x);
+            s * (1.0 - s)
+        }),
+        Activation::Tanh => both(x, g, |x| {
+            let t = x.tanh();
+            1.0 - t * t
+        }),
+    }
+}
+
+#[inline(always)]
+fn both(x: &[f32], g: &mut [f32], slope: impl Fn(f32) -> f32) {
+    g.iter_mut().zip(x).for_each(|(g, x)| *g *= slope(*x));
+}
+
 #[inline(always)]
 fn piece(f: Activation, x: &mut [f32]) {
     match f {

@@ -25,7 +25,7 @@ pub struct Attention {
 }
 
 /// Queries of a tile, so that scores of a long sequence stay small.
-const QUERIES: usize = 64;
+pub(super) const QUERIES: usize = 64;
 
 impl Attention {
     /// out `[rows, heads · head_dim]` = softmax(scale · q · kᵀ) · v for each head of each sequence. q is like out, k and v are
@@ -136,7 +136,7 @@ impl Attention {
     }
 
     /// Scores `[rows, seen]` of positions from `from` on become weights; 0 outside of what each row sees.
-    fn weigh(&self, scores: &mut [f32], seen: usize, from: usize, sees: impl Fn(usize) -> (usize, usize)) {
+    pub(super) fn weigh(&self, scores: &mut [f32], seen: usize, from: usize, sees: impl Fn(usize) -> (usize, usize)) {
         for (i, scores) in scores.chunks_exact_mut(seen).enumerate() {
             let (own_from, own_to) = sees(i);
             scores[..own_from - from].fill(0.0);
@@ -146,14 +146,14 @@ impl Attention {
     }
 
     /// The rows that the query in row `row` sees, of the sequence in `start .. end`.
-    fn sees(&self, row: usize, start: usize, end: usize) -> (usize, usize) {
+    pub(super) fn sees(&self, row: usize, start: usize, end: usize) -> (usize, usize) {
         let from = self.window.map_or(start, |window| start.max((row + 1).saturating_sub(window.max(1))));
         (from, if self.causal { row + 1 } else { end })
     }
 }
 
 /// Some rows of one head of `[rows, heads · dim]`.
-fn head_view(data: &[f32], first: usize, rows: usize, heads: usize, head: usize, dim: usize) -> View<'_> {
+pub(super) fn head_view(data: &[f32], first: usize, rows: usize, heads: usize, head: usize, dim: usize) -> View<'_> {
     View::new(&data[(first * heads + head) * dim..], rows, dim, heads * dim)
 }
 

@@ -1,7 +1,8 @@
-//! What a transformer computes besides matrix products with weights, in f32.
+//! What a transformer computes besides matrix products with weights, in f32; and, of each, how gradients go back through it.
 
 pub mod activation;
 pub mod attention;
+mod attention_gradient;
 pub mod embedding;
 pub mod norm;
 pub mod rope;

@@ -39,12 +39,46 @@ impl Normalisation {
         });
     }
 
+    /// Turns gradients of normalised rows, `g`, into gradients of the rows `x` that were normalised. Both are a whole number of
+    /// rows, as many.
+    pub fn gradient(&self, x: &[f32], g: &mut [f32], pool: &Pool) {
+        let cols = self.gain.len().max(1);
+        let size = (8192 / cols).max(1) * cols;
+        pool.for_each_chunk(g, size, |piece, g| {
+            vectorise(
+                #[inline(always)]
+                || {
+                    let rows = x[piece * size..].chunks_exact(cols).zip(g.chunks_exact_mut(cols));
+                    rows.for_each(|(x, g)| self.gradient_of_row(x, g));
+                },
+            );
+        });
+    }
+
+    /// With x̂ = (x − mean) · factor and ĝ = g · gain, the gradient is factor · (ĝ − mean ĝ − x̂ · mean(ĝ · x̂)), where the first
+    /// mean counts only if x's was taken off.
     #[inline(always)]
-    fn row(&self, x: &mut [f32]) {
+    fn gradient_of_row(&self, x: &[f32], g: &mut [f32]) {
+        let count = x.len() as f32;
+        let (mean, factor) = self.measure(x);
+        g.iter_mut().zip(&self.gain).for_each(|(g, gain)| *g *= gain);
+        let along = x.iter().zip(&*g).fold(0.0, |along, (x, g)| along + (x - mean) * factor * g) / count;
+        let level = if self.layer { sum(g, |g| g) / count } else { 0.0 };
+        g.iter_mut().zip(x).for_each(|(g, x)| *g = factor * (*g - level - (x - mean) * factor * along));
+    }
+
+    /// What is taken off a row, and the factor of the rest.
+    #[inline(always)]
+    fn measure(&self, x: &[f32]) -> (f32, f32) {
         let count = x.len() as f32;
         let mean = if self.layer { sum(x, |x| x) / count } else { 0.0 };
         let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
-        let factor = 1.0 / (variance + self.eps).sqrt();
+        (mean, 1.0 / (variance + self.eps).sqrt())
+    }
+
+    #[inline(always)]
+    fn row(&self, x: &mut [f32]) {
+        let (mean, factor) = self.measure(x);
         for (x, gain) in x.iter_mut().zip(&self.gain) {
             *x = (*x - mean) * factor * gain;
         }

@@ -67,6 +67,16 @@ impl Rotation {
     /// Rotates each head of each row of `x` `[rows, heads · head_dim]`. `starts` are the rows at which sequences begin, and
     /// the number of rows; `firsts` the positions of the sequences' first rows.
     pub fn apply(&self, x: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], pool: &Pool) {
+        self.turn(x, head_dim, starts, firsts, 1.0, pool);
+    }
+
+    /// Turns gradients of rotated heads into gradients of the heads: rotates them back, with the same factor. Arguments are
+    /// those of [`Rotation::apply`].
+    pub fn gradient(&self, g: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], pool: &Pool) {
+        self.turn(g, head_dim, starts, firsts, -1.0, pool);
+    }
+
+    fn turn(&self, x: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], way: f32, pool: &Pool) {
         let rows = starts.last().copied().unwrap_or(0);
         let cols = x.len().checked_div(rows).unwrap_or(0);
         if cols == 0 || self.half == 0 {
@@ -82,6 +92,7 @@ impl Rotation {
                 for head in row.chunks_exact_mut(head_dim) {
                     let (first, second) = head.split_at_mut(self.half);
                     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                        let sin = way * sin;
                         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                     }
                 }

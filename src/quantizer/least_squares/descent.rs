@@ -17,9 +17,6 @@ use crate::runtime::kernels::tiles::Tile;
 use crate::simd::lanes::W;
 use crate::simd::{Lanes, Mask, Simd};
 
-/// How often the codes and scales of a row's batch are gone over before the next batch.
-const ROUNDS: usize = 2;
-
 /// Rows that are improved together.
 pub struct Rows<'a> {
     /// What they are now.
@@ -166,23 +163,16 @@ impl<S: Simd> Work<S> {
         p: &mut [f32],
     ) {
         let columns = &block.columns;
-        for round in 0..ROUNDS {
-            let mut changed = false;
-            if grid.block() > LARGEST {
-                changed |= sweep(grid, levels, block, g, row, p, columns.clone());
-            } else {
-                for j in columns.start / grid.sub..columns.end / grid.sub {
-                    changed |= sweep(grid, levels, block, g, row, p, j * grid.sub..(j + 1) * grid.sub);
-                    changed |= self.rescale(simd, grid, levels, block, g, row, p, j, self.wide && round == 0);
-                }
-                if grid.per > 1 {
-                    for b in columns.start / grid.block()..columns.end / grid.block() {
-                        changed |= self.refit(grid, block, g, row, p, b);
-                    }
-                }
-            }
-            if !changed {
-                break;
+        if grid.block() > LARGEST {
+            return sweep(grid, levels, block, g, row, p, columns.clone());
+        }
+        for j in columns.start / grid.sub..columns.end / grid.sub {
+            sweep(grid, levels, block, g, row, p, j * grid.sub..(j + 1) * grid.sub);
+            self.rescale(simd, grid, levels, block, g, row, p, j);
+        }
+        if grid.per > 1 {
+            for b in columns.start / grid.block()..columns.end / grid.block() {
+                self.refit(grid, block, g, row, p, b);
             }
         }
     }
@@ -199,8 +189,7 @@ impl<S: Simd> Work<S> {
         row: &mut Row,
         p: &mut [f32],
         j: usize,
-        wide: bool,
-    ) -> bool {
+    ) {
         let n = grid.sub;
         let first = j * n - block.columns.start;
         let (a, b) = grid.of(row, j);
@@ -210,7 +199,7 @@ impl<S: Simd> Work<S> {
             current[k] = a * row.levels[first + block.columns.start + k] - b;
             inverse[k] = reciprocal(g * block.h(first + k)[first + k]);
         }
-        self.propose(grid, block, g, row, p, j, wide, &current, &inverse);
+        self.propose(grid, block, g, row, p, j, &current, &inverse);
         let (pb, found, moved) = (&mut self.p[..n], &mut self.levels[..n], &mut self.moved[..n]);
         let own = first..first + n;
         let mut best = 0.0;
@@ -255,14 +244,13 @@ impl<S: Simd> Work<S> {
                 }
             }
         }
-        let Some(choice) = choice else { return false };
+        let Some(choice) = choice else { return };
         choice.store(grid, row, j);
         row.levels[j * n..(j + 1) * n].copy_from_slice(&chosen[0][..n]);
         for (k, &moved) in chosen[1][..n].iter().enumerate().filter(|(_, moved)| **moved != 0.0) {
             let weight = g * moved;
             p.iter_mut().zip(block.h(first + k)).for_each(|(p, h)| *p -= weight * h);
         }
-        true
     }
 
     /// The candidates for sub-block `j`: near the least squares for its codes, and near what it has.
@@ -275,7 +263,6 @@ impl<S: Simd> Work<S> {
         row: &Row,
         p: &[f32],
         j: usize,
-        wide: bool,
         current: &[f32; LARGEST],
         inverse: &[f32; LARGEST],
     ) {
@@ -352,7 +339,7 @@ impl<S: Simd> Work<S> {
             return;
         }
         let centre = grid.candidate(best_a, best_b, super_block);
-        let most = if wide { MOST } else { W };
+        let most = if self.wide { MOST } else { W };
         let top = if let Minima::Multiples(top) = grid.minima { top } else { 0 };
         let mut near = |of: Candidate, up: i32, across: i32| {
             let scale = (of.scale + up).clamp(grid.scales[0], grid.scales[1]);
@@ -384,7 +371,7 @@ impl<S: Simd> Work<S> {
 
     /// Moves `d` and `dmin` of block `b` to the least squares for its codes, scales and minima.
     #[inline(always)]
-    fn refit(&mut self, grid: &Grid, block: &Block, g: f32, row: &mut Row, p: &mut [f32], b: usize) -> bool {
+    fn refit(&mut self, grid: &Grid, block: &Block, g: f32, row: &mut Row, p: &mut [f32], b: usize) {
         let n = grid.block();
         let first = b * n - block.columns.start;
         let own = first..first + n;
@@ -419,7 +406,7 @@ impl<S: Simd> Work<S> {
         let step = match () {
             () if with_min && det > 1e-9 * dd * mm => (dp * mm - mp * dm) / det,
             () if dd > 0.0 => dp / dd,
-            () => return false,
+            () => return,
         };
         let new_d = grid.stored((d + step) as f32);
         let step = f64::from(new_d) - d;
@@ -430,7 +417,7 @@ impl<S: Simd> Work<S> {
             - min_step * mp;
         let possible = new_d.is_finite() && new_min.is_finite() && (grid.signed || new_d > 0.0);
         if !(possible && change < 0.0) {
-            return false;
+            return;
         }
         (row.d[b], row.dmin[b]) = (new_d, new_min);
         let (step, min_step) = ((g * step) as f32, (g * min_step) as f32);
@@ -440,7 +427,6 @@ impl<S: Simd> Work<S> {
                 *p -= min_step * self.images[1][k];
             }
         }
-        true
     }
 }
 
@@ -454,11 +440,10 @@ fn sweep<L: Nearest>(
     row: &mut Row,
     p: &mut [f32],
     columns: Range<usize>,
-) -> bool {
-    let mut changed = false;
+) {
     let (a, b) = grid.of(row, columns.start / grid.sub);
     if a == 0.0 {
-        return false;
+        return;
     }
     let over = 1.0 / a;
     for j in columns {
@@ -472,13 +457,11 @@ fn sweep<L: Nearest>(
             // Not so where the step is one of rounding alone, or levels lie at different distances.
             if step * (0.5 * step * curvature - p[at]) < 0.0 {
                 row.levels[j] = level;
-                changed = true;
                 let weight = g * step;
                 p.iter_mut().zip(h).for_each(|(p, h)| *p -= weight * h);
             }
         }
     }
-    changed
 }
 
 /// Moves the scales of blocks that are too large to be tried to the least squares for their codes.

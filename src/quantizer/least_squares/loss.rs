@@ -67,14 +67,28 @@ pub fn of_errors(problem: &Problem<'_>, errors: &[f32], pool: &Pool) -> f64 {
     }
 }
 
-/// ½ e (H + δI) eᵀ of each row of errors.
+/// ½ e (H + δI) eᵀ of each row of errors. H is symmetric: of its tiles those above the diagonal count twice.
 pub fn of_rows(problem: &Problem<'_>, errors: &[f32], pool: &Pool) -> Vec<f64> {
-    let cols = problem.cols;
+    const TILE: usize = 512;
+    let (cols, hessian) = (problem.cols, problem.metric.hessian());
     let bands = pool.map(errors.len().div_ceil(BAND * cols), |band| {
         let errors = &errors[band * BAND * cols..errors.len().min((band + 1) * BAND * cols)];
-        let images = image(errors, problem.metric.hessian(), cols);
-        let rows = errors.chunks_exact(cols).zip(images.chunks_exact(cols));
-        rows.map(|(e, he)| 0.5 * dot(e, he)).collect::<Vec<_>>()
+        let rows = errors.len() / cols;
+        let mut sums = vec![0.0; rows];
+        let mut image = vec![0.0; rows * TILE.min(cols)];
+        for first in (0..cols).step_by(TILE) {
+            let width = TILE.min(cols - first);
+            let image = &mut image[..rows * width];
+            for (above, factor) in [(0..first, 1.0), (first..first + width, 0.5)] {
+                let left = View::new(&errors[above.start..], rows, above.len(), cols);
+                let right = View::new(&hessian[above.start * cols + first..], above.len(), width, cols);
+                times(left, right, &mut Tile::whole(image, width));
+                for ((sum, e), he) in sums.iter_mut().zip(errors.chunks_exact(cols)).zip(image.chunks_exact(width)) {
+                    *sum += factor * dot(&e[first..first + width], he);
+                }
+            }
+        }
+        sums
     });
     bands.into_iter().flatten().collect()
 }
@@ -88,6 +102,7 @@ pub fn image(errors: &[f32], hessian: &[f32], cols: usize) -> Vec<f32> {
     image
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+/// Σ a b, in f64.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }

@@ -126,12 +126,20 @@ pub fn solve(form: Form, problem: &Problem<'_>, method: Method, pool: &Pool) -> 
     let outputs = problem.outputs.and_then(|outputs| outputs::normalised(outputs, rows));
     let problem = Problem { outputs: outputs.as_deref(), ..*problem };
     let grid = Grid::new(form, problem.dtype, cols);
-    let found = match (method, problem.outputs) {
+    let (found, loss) = match (method, problem.outputs) {
         (Method::Best, Some(_)) => outputs::best(&grid, &problem, pool),
-        _ => rows::each_band(&grid, &problem, pool, |rows| rows.solve(method)),
+        (_, outputs) => {
+            let found = rows::each_band(&grid, &problem, pool, |rows| rows.solve(method));
+            let (found, losses): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+            let loss = if outputs.is_some() {
+                loss::of_rows_found(&grid, &problem, &found, pool)
+            } else {
+                losses.iter().sum()
+            };
+            (found, loss)
+        }
     };
     let mut parts: Vec<Vec<u8>> = grid.row_bytes().into_iter().map(|n| Vec::with_capacity(n * rows)).collect();
     found.iter().for_each(|row| grid.write(row, &mut parts));
-    let loss = loss::of_rows_found(&grid, &problem, &found, pool);
     Solution { parts, loss }
 }

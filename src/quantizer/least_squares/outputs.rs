@@ -30,8 +30,8 @@ pub fn normalised(outputs: &[f64], rows: usize) -> Option<Vec<f64>> {
     Some(normalised)
 }
 
-/// The least loss that is found: rows by themselves, then together.
-pub fn best(grid: &Grid, problem: &Problem<'_>, pool: &Pool) -> Vec<Row> {
+/// The rows of the least J that is found, and that: rows by themselves, then together.
+pub fn best(grid: &Grid, problem: &Problem<'_>, pool: &Pool) -> (Vec<Row>, f64) {
     let Problem { target, rows: count, cols, .. } = *problem;
     let outputs: Vec<f32> = problem.outputs.unwrap_or_default().iter().map(|&g| g as f32).collect();
     let mut best = each_band(grid, problem, pool, |rows| rows.feedback());
@@ -73,5 +73,5 @@ pub fn best(grid: &Grid, problem: &Problem<'_>, pool: &Pool) -> Vec<Row> {
             (least, best) = (loss, other);
         }
     }
-    best
+    (best, least)
 }

@@ -4,14 +4,17 @@ use super::descent;
 use super::gptq;
 use super::grid::{Grid, Levels, Row};
 use super::levels::{Fp8, Integers, Nearest, Table};
-use super::loss::{errors, image, of_rows};
+use super::loss::{dot, errors, image, of_rows};
 use super::{BAND, Method, Problem};
 use crate::quantizer::{Band, Numbers};
 use crate::simd::{Simd, Task, dispatch};
 use crate::threads::Pool;
 
 /// How often coordinate descent goes over all columns.
-pub const SWEEPS: usize = 2;
+pub const SWEEPS: usize = 3;
+
+/// Rows of a matrix whose bands are large.
+const LARGE: usize = 2048;
 
 /// Rows of a problem that follow one another.
 #[derive(Clone, Copy)]
@@ -22,44 +25,48 @@ pub struct Rows<'a> {
     pub target: &'a [f32],
 }
 
-/// Does something with each band of rows, on all threads; their rows in order.
-pub fn each_band(
+/// Does something with each band of rows, on all threads; what it makes of them in order.
+pub fn each_band<T: Send>(
     grid: &Grid,
     problem: &Problem<'_>,
     pool: &Pool,
-    work: impl Fn(Rows<'_>) -> Vec<Row> + Send + Sync,
-) -> Vec<Row> {
-    let bands: Vec<&[f32]> = problem.target.chunks(BAND * problem.cols).collect();
+    work: impl Fn(Rows<'_>) -> Vec<T> + Send + Sync,
+) -> Vec<T> {
+    // The larger, the less often a product prepares H for its loops; the number of threads does not matter.
+    let size = if problem.rows >= LARGE { 4 * BAND } else { BAND };
+    let bands: Vec<&[f32]> = problem.target.chunks(size * problem.cols).collect();
     let found = pool.map(bands.len(), |band| work(Rows { grid, problem, target: bands[band] }));
     found.into_iter().flatten().collect()
 }
 
 impl Rows<'_> {
-    /// The rows by a method, whatever G is.
-    pub fn solve(self, method: Method) -> Vec<Row> {
+    /// The rows by a method, whatever G is, and J of each.
+    pub fn solve(self, method: Method) -> Vec<(Row, f64)> {
+        let Self { grid, problem, target } = self;
         let mut rows = dispatch(Start { rows: self, method });
         if method == Method::Gptq {
-            return rows;
+            let losses = self.losses(&rows);
+            return rows.into_iter().zip(losses).collect();
         }
+        let mut p = image(&errors(grid, &rows, target), problem.metric.hessian(), problem.cols);
         for sweep in 0..SWEEPS {
-            let cols = self.problem.cols;
-            let mut p = image(&errors(self.grid, &rows, self.target), self.problem.metric.hessian(), cols);
             self.descend(&mut rows, &mut p, None, sweep == 0);
         }
+        let errors = errors(grid, &rows, target);
+        let losses = errors.chunks_exact(problem.cols).zip(p.chunks_exact(problem.cols)).map(|(e, p)| 0.5 * dot(e, p));
+        let mut best: Vec<(Row, f64)> = rows.into_iter().zip(losses).collect();
         // Of each row the best. Equals go to what is simpler.
-        let mut losses = self.losses(&rows);
         for search in [true, false] {
             let other = self.encoded(search);
-            for ((row, loss), (other, new)) in
-                rows.iter_mut().zip(&mut losses).zip(other.iter().zip(self.losses(&other)))
-            {
+            let losses = self.losses(&other);
+            for (best, other) in best.iter_mut().zip(other.into_iter().zip(losses)) {
                 // NaN is what scales beyond f16 give.
-                if new <= *loss || (loss.is_nan() && !new.is_nan()) {
-                    (*row, *loss) = (other.clone(), new);
+                if other.1 <= best.1 || (best.1.is_nan() && !other.1.is_nan()) {
+                    *best = other;
                 }
             }
         }
-        rows
+        best
     }
 
     /// The rows by feedback alone, with the scales of the least loss.
@@ -141,6 +148,44 @@ impl Task for Sweep<'_> {
             Levels::Integers(low, high) => self.of(simd, Integers(low, high)),
             Levels::Nonlinear => self.of(simd, Table),
             Levels::Fp8 => self.of(simd, Fp8),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::Dtype;
+
+    use super::*;
+    use crate::quantizer::least_squares::{Form, Metric};
+    use crate::simd::{on, supported};
+
+    #[test]
+    fn every_instruction_set_chooses_the_same_codes() {
+        let cols = 256;
+        let noise = |seed: usize| move |i: usize| ((i * 7919 + seed) * 31 % 1009) as f64 / 1009.0 - 0.5;
+        let (at, of) = (noise(1), noise(2));
+        let x: Vec<f64> = (0..300 * cols).map(|i| at(i) + at(i / cols * 16 + i % 16)).collect();
+        let product = |i: usize, j: usize| x.chunks_exact(cols).map(|x| x[i] * x[j]).sum::<f64>() / 300.0;
+        let hessian = (0..cols * cols).map(|i| product(i / cols, i % cols)).collect();
+        let metric = Metric::new(hessian, cols, 0.01, &Pool::new(1)).unwrap();
+        let target: Vec<f32> = (0..5 * cols).map(|i| of(i) as f32).collect();
+        let problem = Problem { target: &target, rows: 5, cols, dtype: Dtype::F32, metric: &metric, outputs: None };
+        let types = [Dtype::Q4_0, Dtype::Q5_1, Dtype::Q2_K, Dtype::Q6_K, Dtype::IQ4_XS];
+        for form in types.map(Form::Blocks).into_iter().chain([Form::Packed { bits: 4, group: 64 }, Form::Fp8Rows]) {
+            let grid = &Grid::new(form, Dtype::F32, cols);
+            let found = supported().map(|isa| {
+                let rows = Rows { grid, problem: &problem, target: &target };
+                let mut found = on(isa, Start { rows, method: Method::Best });
+                let mut p = image(&errors(grid, &found, &target), metric.hessian(), cols);
+                let rows = descent::Rows { rows: &mut found, p: &mut p, outputs: None };
+                on(isa, Sweep { grid, problem: &problem, rows, wide: true });
+                (isa, found)
+            });
+            let found: Vec<_> = found.collect();
+            for (isa, rows) in &found {
+                assert!(*rows == found[0].1, "{form:?}: {isa}");
+            }
         }
     }
 }

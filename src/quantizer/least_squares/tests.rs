@@ -169,7 +169,8 @@ fn each_method_is_better_than_the_one_before_it_in_every_form() {
         let gptq = solve(form, &problem, Method::Gptq, &pool);
         let best = solve(form, &problem, Method::Best, &pool);
         for solution in [&gptq, &best] {
-            assert_eq!(solution.loss, loss(form, &problem, &solution.parts, &pool), "{form:?}");
+            let again = loss(form, &problem, &solution.parts, &pool);
+            assert!((solution.loss / again - 1.0).abs() < 1e-4, "{form:?}: {} {again}", solution.loss);
         }
         assert_eq!(gptq, solve(form, &problem, Method::Gptq, &Pool::new(1)), "threads change nothing");
         assert_eq!(best, solve(form, &problem, Method::Best, &Pool::new(3)), "threads change nothing");

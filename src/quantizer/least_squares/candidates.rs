@@ -1,6 +1,7 @@
 //! Scales and minima that are tried for a sub-block.
 
 use super::grid::{Grid, Levels, Minima, Row};
+use super::levels::{Integers, Nearest};
 use crate::simd::Simd;
 use crate::simd::lanes::W;
 
@@ -37,7 +38,7 @@ impl Candidate {
     }
 }
 
-/// Candidates of one sub-block; each once.
+/// Candidates of one sub-block.
 #[derive(Debug, Default)]
 pub struct Candidates(Vec<Candidate>);
 
@@ -87,16 +88,25 @@ impl Candidates {
         self.0.clear();
     }
 
-    /// Adds one, if there is no equal and fewer than `most`, and the form can store it.
-    pub fn add(&mut self, candidate: Candidate, grid: &Grid, most: usize) {
+    /// Adds one, if the form can store it.
+    #[inline(always)]
+    fn push(&mut self, candidate: Candidate, grid: &Grid) {
         let (a, _) = candidate.of();
-        let possible = a.is_finite() && candidate.dmin.is_finite() && (a > 0.0 || (grid.signed && a < 0.0));
-        if possible && self.0.len() < most && !self.0.contains(&candidate) {
+        if a.is_finite() && candidate.dmin.is_finite() && (a > 0.0 || (grid.signed && a < 0.0)) {
             self.0.push(candidate);
         }
     }
 
+    /// Adds one, if there is no equal and fewer than `most`, and the form can store it.
+    #[inline(always)]
+    pub fn add(&mut self, candidate: Candidate, grid: &Grid, most: usize) {
+        if self.0.len() < most && !self.0.contains(&candidate) {
+            self.push(candidate, grid);
+        }
+    }
+
     /// Those that hold more or less of some numbers. `d` and `dmin` are the block's, where scales are multiples of them.
+    #[inline(always)]
     pub fn around(&mut self, grid: &Grid, x: &[f32], block: (f32, f32)) {
         let cuts = Cuts::of(grid.levels);
         let [low_level, high_level] = grid.levels.ends();
@@ -107,10 +117,10 @@ impl Candidates {
                 for i in 0..count {
                     let factor = spread(i, count, cuts.factors);
                     if grid.signed {
-                        self.add(grid.candidate(extreme / low_level * factor, 0.0, block), grid, SYMMETRIC);
-                        self.add(grid.candidate(-extreme / low_level * factor, 0.0, block), grid, SYMMETRIC);
+                        self.push(grid.candidate(extreme / low_level * factor, 0.0, block), grid);
+                        self.push(grid.candidate(-extreme / low_level * factor, 0.0, block), grid);
                     } else {
-                        self.add(grid.candidate(-extreme.abs() / low_level * factor, 0.0, block), grid, SYMMETRIC);
+                        self.push(grid.candidate(-extreme.abs() / low_level * factor, 0.0, block), grid);
                     }
                 }
             }
@@ -127,7 +137,7 @@ impl Candidates {
                         let top = high - range * spread(i, AFFINE.0, bounds);
                         let bottom = low + range * spread(k, AFFINE.1, bounds);
                         let scale = (top - bottom) / (high_level - low_level);
-                        self.add(grid.candidate(scale, -bottom, block), grid, AFFINE.0 * AFFINE.1);
+                        self.push(grid.candidate(scale, -bottom, block), grid);
                     }
                 }
             }
@@ -160,15 +170,15 @@ pub fn reciprocal(x: f32) -> f32 {
 
 impl Grid {
     /// The candidate nearest to a scale and a minimum. `d` and `dmin` are the block's, where scales are multiples of them.
+    #[inline(always)]
     pub fn candidate(&self, scale: f32, min: f32, (d, dmin): (f32, f32)) -> Candidate {
         if self.per == 1 {
             let free = self.minima == Minima::Free;
             let dmin = if free { self.stored(min) } else { 0.0 };
             return Candidate { d: self.stored(scale), dmin, scale: 1, min: free.into() };
         }
-        let multiple = |x: f32, d: f32, [low, high]: [i32; 2]| {
-            (x * reciprocal(d)).max(low as f32).min(high as f32).round_ties_even() as i32
-        };
+        let multiple =
+            |x: f32, d: f32, [low, high]: [i32; 2]| Integers(low as f32, high as f32).one(x * reciprocal(d)) as i32;
         let most = if let Minima::Multiples(most) = self.minima { most } else { 0 };
         Candidate { d, dmin, scale: multiple(scale, d, self.scales), min: multiple(min, dmin, [0, most]) }
     }

@@ -10,6 +10,7 @@ use crate::encoding::ggml::nonlinear::LEVELS;
 use crate::encoding::ggml::{scales, unpack};
 use crate::encoding::{fp8, plain, plain::Real};
 use crate::quantizer::ggml::nonlinear;
+use crate::simd::convert;
 
 /// What codes stand for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -180,11 +181,12 @@ impl Grid {
     }
 
     /// The number nearest to a scale that `d` or `dmin` can be: the nearest of the dtype, or its largest.
+    #[inline(always)]
     pub fn stored(&self, x: f32) -> f32 {
         match self.dtype {
             Dtype::F16 => {
                 let most = f16::MAX.to_f32();
-                f16::from_f32(x.clamp(-most, most)).to_f32()
+                convert::widen(convert::narrow(x.clamp(-most, most)))
             }
             Dtype::BF16 => half::bf16::from_f32(x).to_f32(),
             _ => x,
@@ -205,11 +207,6 @@ impl Grid {
             let (a, b) = self.of(row, j);
             out.iter_mut().zip(levels).for_each(|(out, level)| *out = a * level - b);
         }
-    }
-
-    /// Tensors of the form that hold numbers.
-    pub fn parts(&self) -> usize {
-        if matches!(self.form, Form::Blocks(_)) { 1 } else { 2 }
     }
 
     /// Bytes of a row in each part.

@@ -250,10 +250,10 @@ mod tests {
     fn second_halves_are_those_of_whole_windows() {
         let tokens: Vec<u32> = (10..30).collect();
         let cut = second_halves(&tokens, Some(1), 8, 100);
-        assert_eq!(cut.iter().map(|w| w.ids.clone()).collect::<Vec<_>>(), [
-            [1, 10, 11, 12, 13, 14, 15, 16],
-            [1, 18, 19, 20, 21, 22, 23, 24]
-        ]);
+        assert_eq!(
+            cut.iter().map(|w| w.ids.clone()).collect::<Vec<_>>(),
+            [[1, 10, 11, 12, 13, 14, 15, 16], [1, 18, 19, 20, 21, 22, 23, 24]]
+        );
         assert!(cut.iter().all(|w| w.scored == (4..7)));
         assert_eq!(second_halves(&tokens, None, 8, 5), [Window { ids: (10..18).collect(), scored: 4..7 }]);
         assert!(second_halves(&tokens, None, 8, 2).is_empty() && second_halves(&tokens, None, 30, 100).is_empty());

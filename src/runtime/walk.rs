@@ -158,7 +158,8 @@ impl<'a> Walk<'a> {
                 let width = model.shape().hidden;
                 let hidden = &mut self.hidden[*number][rows.start * width..rows.end * width];
                 observer.half_begins(*number, hidden);
-                let mut context = Context { model: *number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
+                let mut context =
+                    Context { model: *number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
                 match half {
                     Half::Attention => {
                         block.attention(hidden, &group, rotation.as_ref(), None, *goal, &mut context)?;

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod bits;
 mod compress;
 mod convert;
 mod dtypes;

@@ -123,11 +123,9 @@ fn refuse_small_budget(plan: &Plan, matrices: &Matrices, t: &Transformer, job: &
     let all = matrices.stages.values().flatten().chain(&matrices.head);
     let most = all.map(|matrix| (needed(matrix, t), matrix)).max_by_key(|(needed, _)| *needed);
     match most {
-        Some((needed, matrix)) if needed > job.memory => Err(Error::Calibrating {
-            tensor: plan.steps[matrix.step].name.clone(),
-            needed,
-            memory: job.memory,
-        }),
+        Some((needed, matrix)) if needed > job.memory => {
+            Err(Error::Calibrating { tensor: plan.steps[matrix.step].name.clone(), needed, memory: job.memory })
+        }
         _ => Ok(()),
     }
 }

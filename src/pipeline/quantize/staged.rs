@@ -97,13 +97,9 @@ impl SoFar {
 }
 
 impl Weights for SoFar {
-    fn matrix(
-        &self,
-        slot: Slot,
-        layer: usize,
-        expert: Option<usize>,
-    ) -> Result<Option<Arc<dyn Rows>>, runtime::Error> {
-        let chosen = self.chosen.read().unwrap_or_else(PoisonError::into_inner).contains(&Place { slot, layer, expert });
+    fn matrix(&self, slot: Slot, layer: usize, expert: Option<usize>) -> Result<Option<Arc<dyn Rows>>, runtime::Error> {
+        let chosen =
+            self.chosen.read().unwrap_or_else(PoisonError::into_inner).contains(&Place { slot, layer, expert });
         if chosen { &self.coded } else { &self.original }.matrix(slot, layer, expert)
     }
 

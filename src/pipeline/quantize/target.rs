@@ -60,8 +60,7 @@ impl Moments {
     /// H, and the rest.
     fn of(sums: Sums, pool: &Pool) -> Option<(Vec<f64>, Self)> {
         let rows = sums.inputs.rows;
-        let [drift, residual] =
-            [sums.drift, sums.residual].map(|sums| sums.map(|sums| narrow(sums.mean(rows, pool))));
+        let [drift, residual] = [sums.drift, sums.residual].map(|sums| sums.map(|sums| narrow(sums.mean(rows, pool))));
         Some((sums.inputs.hessian(pool)?, Self { drift, residual }))
     }
 

@@ -41,6 +41,8 @@ pub struct Sink {
     writeback: Writeback,
     last: Option<JoinHandle<std::result::Result<(), Failure>>>,
     published: bool,
+    /// Whether what is staged stays when this is dropped.
+    kept: bool,
 }
 
 impl Sink {
@@ -66,6 +68,7 @@ impl Sink {
             writeback: Writeback::default(),
             last: None,
             published: false,
+            kept: false,
         };
         if shape == Shape::Folder {
             fs::create_dir(&sink.staging).map_err(Error::io(&sink.staging, "create the folder"))?;
@@ -88,6 +91,61 @@ impl Sink {
             sink.files.push((path, Arc::new(file), plan.layout));
         }
         Ok(sink)
+    }
+
+    /// Stages a file beside `target` under a name that is always the same, and leaves it there when this is dropped, until it is
+    /// [discarded](Sink::discard): for work that a later run goes on with. If an earlier run left one of this layout, it is
+    /// taken up, and the answer is true.
+    ///
+    /// # Errors
+    /// The folder is missing, or the disk has too little room.
+    pub fn resume(target: &Path, layout: Layout) -> Result<(Self, bool)> {
+        let (parent, name) = split(target)?;
+        let staging = parent.join(format!(".{name}.partial"));
+        let left = left_over(&staging, &layout);
+        if left.is_none() {
+            remove(&staging).map_err(Error::io(&staging, "remove an old partial output"))?;
+            check_room(target, &parent, layout.bytes)?;
+        }
+        let taken_up = left.is_some();
+        let file = match left {
+            Some(file) => file,
+            None => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&staging)
+                .map_err(Error::io(&staging, "create"))?,
+        };
+        file.set_len(layout.bytes).map_err(Error::io(&staging, "write"))?;
+        for (offset, bytes) in &layout.fixed {
+            write_all_at(&file, bytes, *offset).map_err(Error::io(&staging, "write"))?;
+        }
+        let sink = Self {
+            target: target.to_owned(),
+            staging: staging.clone(),
+            shape: Shape::File,
+            force: false,
+            files: vec![(staging, Arc::new(file), layout)],
+            writeback: Writeback::default(),
+            last: None,
+            published: false,
+            kept: true,
+        };
+        Ok((sink, taken_up))
+    }
+
+    /// Waits until the disk has what was written so far.
+    ///
+    /// # Errors
+    /// A write that fails.
+    pub fn sync(&self) -> Result<()> {
+        self.files.iter().try_for_each(|(path, file, _)| file.sync_data().map_err(Error::io(path, "write")))
+    }
+
+    /// Removes what is staged.
+    pub fn discard(mut self) {
+        self.kept = false;
     }
 
     /// Whether such an output could be created here, found out before long work.
@@ -202,11 +260,35 @@ impl Sink {
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.published && !self.kept {
             // Nothing can be done about a failure here, and the error that led here matters more.
             let _ = remove(&self.staging);
         }
     }
+}
+
+/// A file that an earlier run left, if it has this layout.
+fn left_over(path: &Path, layout: &Layout) -> Option<File> {
+    let is_file = path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == layout.bytes);
+    let file = OpenOptions::new().read(true).write(true).open(path).ok().filter(|_| is_file)?;
+    let same = layout.fixed.iter().all(|(offset, bytes)| {
+        let mut found = vec![0; bytes.len()];
+        read_exact_at(&file, &mut found, *offset).is_ok() && found == *bytes
+    });
+    same.then_some(file)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(not(unix))]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(bytes)
 }
 
 /// The folder and the name of a target.

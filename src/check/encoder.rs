@@ -93,6 +93,11 @@ impl Comparison {
     }
 }
 
+/// The mean cosine of embeddings of the same texts.
+pub fn mean_cosine(original: &[Vec<f32>], compressed: &[Vec<f32>]) -> f64 {
+    original.iter().zip(compressed).map(|(a, b)| cosine(a, b)).sum::<f64>() / original.len().max(1) as f64
+}
+
 /// The cosine of every pair of texts, in a fixed order.
 fn similarities(embeddings: &[Vec<f32>]) -> Vec<f64> {
     let mut all = Vec::new();

@@ -119,22 +119,32 @@ impl Score {
     pub fn of(original: &[f32], compressed: &[f32], next: u32) -> Self {
         let (a, b) = (log_sum_exp(original), log_sum_exp(compressed));
         let next = next as usize;
-        let mut kl = 0.0;
-        for (&p, &q) in original.iter().zip(compressed) {
-            let log_p = f64::from(p) - a;
-            // Shares below e⁻⁴⁰ add less than rounding does.
-            if log_p > -40.0 {
-                kl += log_p.exp() * (log_p - (f64::from(q) - b));
-            }
-        }
         Self {
             original: a - f64::from(original[next]),
             compressed: b - f64::from(compressed[next]),
-            // Zero up to rounding must not come out as less; NaN stays NaN.
-            kl: if kl < 0.0 { 0.0 } else { kl },
+            kl: divergence_by((original, a), (compressed, b)),
             same_top: top(original) == top(compressed),
         }
     }
+}
+
+/// The KL divergence of the second logits' distribution from the first's, Σ p ln(p / q), in nats.
+pub fn divergence(original: &[f32], compressed: &[f32]) -> f64 {
+    divergence_by((original, log_sum_exp(original)), (compressed, log_sum_exp(compressed)))
+}
+
+/// As [`divergence`], of logits with ln Σ exp of them.
+fn divergence_by((original, a): (&[f32], f64), (compressed, b): (&[f32], f64)) -> f64 {
+    let mut kl = 0.0;
+    for (&p, &q) in original.iter().zip(compressed) {
+        let log_p = f64::from(p) - a;
+        // Shares below e⁻⁴⁰ add less than rounding does.
+        if log_p > -40.0 {
+            kl += log_p.exp() * (log_p - (f64::from(q) - b));
+        }
+    }
+    // Zero up to rounding must not come out as less; NaN stays NaN.
+    if kl < 0.0 { 0.0 } else { kl }
 }
 
 fn top(logits: &[f32]) -> usize {

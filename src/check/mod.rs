@@ -4,6 +4,7 @@
 pub mod chain;
 pub mod encoder;
 mod error;
+pub mod held;
 pub mod language;
 pub mod statistics;
 pub mod text;
@@ -20,6 +21,7 @@ use crate::loader::{Checkpoint, Tokenizer};
 use crate::recipe::Limits;
 
 pub use error::{Error, Result};
+pub use held::HeldBack;
 pub use weights::WeightError;
 
 /// How outputs are compared.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check::Scored;
 use crate::encoding::Inputs;
+use crate::pipeline::quantize;
 use crate::pruner::parts::Layers;
 use crate::pruner::{Fraction, Method, Pattern, Scope};
 use crate::quantizer;
@@ -127,6 +128,27 @@ pub struct CheckOptions {
     pub min_cosine: Option<f64>,
 }
 
+/// A step of the best method of quantizing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)] // `pipeline::quantize::Step` says it.
+pub enum Without {
+    Drift,
+    Residual,
+    Outputs,
+    Embedding,
+}
+
+impl From<Without> for quantize::Step {
+    fn from(without: Without) -> Self {
+        match without {
+            Without::Drift => Self::Drift,
+            Without::Residual => Self::Residual,
+            Without::Outputs => Self::Outputs,
+            Without::Embedding => Self::Embedding,
+        }
+    }
+}
+
 /// Which predictions are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Score {
@@ -160,6 +182,12 @@ pub struct CalibrationArgs {
     /// Most tokens of that text
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
     pub calibrate_tokens: u64,
+    /// Leave out a step of the best method, to see what it gains
+    #[arg(long, value_enum, value_name = "STEP", hide = true)]
+    pub without: Vec<Without>,
+    /// Keep what was done when quantizing by a text is interrupted, and go on from it
+    #[arg(long, requires = "calibrate")]
+    pub resume: bool,
     /// Refit what is left of each pruned layer to give the original layer's outputs on that text
     #[arg(long, requires = "prune")]
     pub recover: bool,

@@ -46,6 +46,9 @@ pub fn run(args: &CompressArgs, wanted: Wanted) -> Result<(), Failure> {
             "types are chosen by what a text shows; give one with --calibrate, or choose one type with --scheme".into(),
         ));
     };
+    if args.calibration.resume {
+        return Err(Failure::Usage("--resume is for one scheme; types that are chosen are chosen anew".into()));
+    }
     let original = write::open(model, &args.write.common)?;
     let (target, output) = target(&original, args.budget.to, args.output.as_deref())?;
     let method = args.recipe.method.unwrap_or(if args.recipe.search { Method::Search } else { Method::Best });
@@ -136,7 +139,13 @@ const LARGEST: usize = 3;
 
 impl Search<'_> {
     fn input(&self) -> write::Input<'_> {
-        write::Input { original: self.original, reshaped: None, started: self.started }
+        write::Input {
+            original: self.original,
+            reshaped: None,
+            resume: false,
+            without: self.args.calibration.without.iter().map(|step| (*step).into()).collect(),
+            started: self.started,
+        }
     }
 
     fn calibration(&self) -> Option<&Calibration> {

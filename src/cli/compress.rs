@@ -61,7 +61,12 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         let structure = reshaped.structure.as_ref();
         calibration::Writer::create(record, &original, reshaped.tokens, structure, &BTreeMap::new())?.publish()?;
     }
-    let input = write::Input { original: &original, reshaped: reshaped.as_ref(), started };
+    if args.calibration.resume && !recipe.quantizes_by_text() {
+        return Err(Failure::Usage("--resume is for quantizing by a text; expected --method best or gptq".into()));
+    }
+    let (resume, without) = (args.calibration.resume, &args.calibration.without);
+    let without = without.iter().map(|step| (*step).into()).collect();
+    let input = write::Input { original: &original, reshaped: reshaped.as_ref(), resume, without, started };
     let calibration = calibration.as_ref().filter(|_| recipe.calibrates() || recipe.quantizes_by_text());
     write::run(&input, &recipe, plan, calibration, &output, &args.write, &job)
 }

@@ -32,7 +32,13 @@ pub fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let recipe = Recipe::conversion(dtype, args.dequantize);
     let plan = Plan::in_shards(&checkpoint, &recipe, target, shard, output)?;
     let job = progress::job(&args.write.common)?;
-    let input = write::Input { original: &checkpoint, reshaped: None, started: Instant::now() };
+    let input = write::Input {
+        original: &checkpoint,
+        reshaped: None,
+        resume: false,
+        without: Vec::new(),
+        started: Instant::now(),
+    };
     write::run(&input, &recipe, plan, None, output, &args.write, &job)
 }
 

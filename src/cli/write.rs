@@ -9,10 +9,11 @@ use formats::{Access, Sink};
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json};
 use crate::calibration::{Calibration, Origin};
-use crate::check::{self, Findings, Outputs};
+use crate::check::{self, Findings, HeldBack, Outputs};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
 use crate::pipeline::{self, Calibrated, Quantized, Reshaped, Seen, Tally, pack};
+use crate::quantizer::Method;
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
 
@@ -31,6 +32,10 @@ pub struct Input<'a> {
     pub original: &'a Arc<Checkpoint>,
     /// That model without some of its parts, if that is what is written.
     pub reshaped: Option<&'a Reshaped>,
+    /// Whether to go on from what an earlier run left, and to leave such.
+    pub resume: bool,
+    /// Steps of quantizing by a text that are left out.
+    pub without: Vec<pipeline::quantize::Step>,
     /// When work began.
     pub started: Instant,
 }
@@ -49,7 +54,7 @@ pub fn run(
     if show(input, recipe, &mut plan, output, args)? {
         return Ok(());
     }
-    make(input, recipe, plan, calibration, output, args, job)?.finish(input, recipe, output, args, job)
+    make(input, recipe, plan, calibration, output, args, job)?.finish(input, output, args, job)
 }
 
 /// Prints a plan if that is asked for; whether it is all that is.
@@ -82,13 +87,14 @@ fn show(input: &Input<'_>, recipe: &Recipe, plan: &mut Plan, output: &Path, args
 
 /// An output that is whole and has been looked at, but has no name yet. Dropped, it is removed.
 pub struct Made {
+    recipe: Recipe,
     plan: Plan,
     sink: Sink,
     tally: Tally,
     packed: Option<u64>,
     findings: Option<Findings>,
     seconds: Seconds,
-    quantized: Option<Quantized>,
+    quantized: Option<(Quantized, Option<HeldBack>)>,
     calibrated: Option<Calibrated>,
 }
 
@@ -108,10 +114,31 @@ pub fn make(
     let quantized = match by_text.map(|calibration| &calibration.from) {
         Some(Origin::Text(text)) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
-            Some(pipeline::quantize(checkpoint, &mut plan, recipe.blocks.method, text, output, job)?)
+            let (method, resume) = (recipe.blocks.method, input.resume);
+            let options = pipeline::quantize::Options { method, text, resume, without: &input.without };
+            let quantized = pipeline::quantize(checkpoint, &mut plan, &options, output, job)?;
+            let pipeline::Quantized { plain, checkpoint: chosen, held, .. } = &quantized;
+            let held = HeldBack::measure(checkpoint, plain, chosen, held, job)?;
+            Some((quantized, held))
         }
         _ => None,
     };
+    // Never worse than without a text.
+    let worse = |held: &HeldBack| held.chosen > held.nearest;
+    let (quantized, refused_codes) = match quantized {
+        Some((codes, Some(held))) if recipe.blocks.method == Method::Best && worse(&held) => {
+            codes.finish();
+            plan = Plan::new(checkpoint, &recipe.without_text(), plan.target, output)?;
+            plan.notes.push(format!(
+                "codes chosen by the text were worse on what was held back of it ({} {:.6}, to nearest {:.6}); rounded to nearest instead",
+                held.measure, held.chosen, held.nearest
+            ));
+            (None, true)
+        }
+        quantized => (quantized, false),
+    };
+    let without = recipe.without_text();
+    let recipe = if refused_codes { &without } else { recipe };
     let calibrated = match calibration.filter(|_| recipe.calibrates()) {
         Some(calibration) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
@@ -127,7 +154,7 @@ pub fn make(
             None
         }
     };
-    let coded = quantized.as_ref().map(|quantized| &quantized.checkpoint);
+    let coded = quantized.as_ref().map(|(quantized, _)| &quantized.checkpoint);
     let source = calibrated.as_ref().map(|calibrated| &calibrated.checkpoint).or(coded).unwrap_or(checkpoint);
     let (sink, tally);
     let mut packed = None;
@@ -150,7 +177,7 @@ pub fn make(
         seconds.check = started.elapsed().as_secs_f64();
         Some(found)
     };
-    Ok(Made { plan, sink, tally, packed, findings, seconds, quantized, calibrated })
+    Ok(Made { recipe: recipe.clone(), plan, sink, tally, packed, findings, seconds, quantized, calibrated })
 }
 
 impl Made {
@@ -163,15 +190,8 @@ impl Made {
     }
 
     /// Publishes the output if its check passed, or is not to be heeded, and reports.
-    pub fn finish(
-        self,
-        input: &Input<'_>,
-        recipe: &Recipe,
-        output: &Path,
-        args: &WriteArgs,
-        job: &Job,
-    ) -> Result<(), Failure> {
-        let Self { plan, mut sink, tally, packed, findings, mut seconds, quantized, calibrated } = self;
+    pub fn finish(self, input: &Input<'_>, output: &Path, args: &WriteArgs, job: &Job) -> Result<(), Failure> {
+        let Self { recipe, plan, sink, tally, packed, findings, mut seconds, quantized, calibrated } = self;
         let original = input.original;
         let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
         if refused.is_none() {
@@ -181,7 +201,7 @@ impl Made {
             // The disk had the time of the check too; what it needed beyond that belongs to writing.
             seconds.compress += started.elapsed().as_secs_f64();
         }
-        let mut report = Report::new(original, recipe, &plan, output, &tally, findings.as_ref(), seconds);
+        let mut report = Report::new(original, &recipe, &plan, output, &tally, findings.as_ref(), seconds);
         if let Some(bytes) = packed {
             report.pack(bytes);
         }
@@ -191,8 +211,11 @@ impl Made {
         if let Some(calibrated) = &calibrated {
             report.add_calibration(calibrated);
         }
-        if let Some(quantized) = &quantized {
-            report.add_codes(quantized);
+        if let Some((quantized, held)) = quantized {
+            report.add_codes(&quantized, held);
+            if refused.is_none() {
+                quantized.finish();
+            }
         }
         if args.common.json {
             print_json(&report)?;

@@ -74,6 +74,12 @@ pub enum Error {
         /// What stands against it, and what would not.
         why: String,
     },
+    /// What an earlier run left to go on from belongs to other work.
+    #[error("{}: found what other work left (another model, recipe, text or version), expected that of this one. Remove it, or go on without --resume", file.display())]
+    OtherWork {
+        /// The journal.
+        file: PathBuf,
+    },
     /// What choosing codes by a text needs is more than the memory budget.
     #[error(
         "tensor `{tensor}`: choosing its codes by a text takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or --method search, which needs no text"
@@ -123,6 +129,7 @@ impl Error {
             | Self::Parts { .. }
             | Self::Budget { .. }
             | Self::Calibrating { .. }
+            | Self::OtherWork { .. }
             | Self::Undecided { .. } => Kind::Usage,
             Self::NonFinite { .. } => Kind::Input,
             // Infinity in what would be written: the same as a failed check.

@@ -208,6 +208,11 @@ impl Recipe {
         self.blocks.method.calibrates()
     }
 
+    /// The same without a text: codes to nearest.
+    pub fn without_text(&self) -> Self {
+        Self { blocks: BlockOptions { method: Method::Rtn, ..self.blocks.clone() }, ..self.clone() }
+    }
+
     /// Whether any scheme has codes to be chosen.
     pub fn quantizes(&self) -> bool {
         self.schemes().into_iter().any(|scheme| !scheme.is_cast())

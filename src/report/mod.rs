@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::check::{Findings, Outputs, WeightError};
+use crate::check::{Findings, HeldBack, Outputs, WeightError};
 use crate::family::reshape::neurons;
 use crate::family::{Architecture, Transformer};
 use crate::loader::Checkpoint;
@@ -140,9 +140,11 @@ struct Calibration {
 /// How codes were chosen.
 #[derive(Debug, Clone, Serialize)]
 struct Codes {
-    /// Tokens of the text, and how many of them were held back to judge by.
+    /// Tokens of the text.
     tokens: usize,
-    held_back: usize,
+    /// How far from the original the model is on what was held back of it, with these codes and with codes to nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back: Option<HeldBack>,
     matrices: Vec<CodedMatrix>,
 }
 
@@ -337,8 +339,22 @@ impl Report {
     }
 
     /// Adds how codes were chosen.
-    pub fn add_codes(&mut self, quantized: &Quantized) {
-        let [tokens, held_back] = quantized.tokens;
+    pub fn add_codes(&mut self, quantized: &Quantized, held_back: Option<HeldBack>) {
+        let tokens = quantized.tokens;
+        if let Some(HeldBack { measure, tokens, nearest, chosen }) = &held_back {
+            let share = if *nearest > 0.0 { format!(", {:.2} of it", chosen / nearest) } else { String::new() };
+            self.notes.push(format!(
+                "codes chosen by a text: {measure} {chosen:.6} on {tokens} tokens of it that were held back, to nearest {nearest:.6}{share}"
+            ));
+        }
+        let nearest = quantized.chosen.iter().filter(|chosen| chosen.nearest).map(|chosen| chosen.name.as_str());
+        let nearest: Vec<&str> = nearest.collect();
+        if !nearest.is_empty() {
+            self.notes.push(format!(
+                "stored as without a text, which was better or said nothing of them: {}",
+                nearest.join(", ")
+            ));
+        }
         let matrix = |chosen: &Chosen| CodedMatrix {
             name: chosen.name.clone(),
             tokens: chosen.tokens,

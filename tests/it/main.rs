@@ -5,6 +5,7 @@
 mod bad_input;
 mod bench;
 mod bits;
+mod calibrated;
 mod compress;
 mod convert;
 mod dtypes;

@@ -28,6 +28,21 @@ pub struct Matrix {
     pub name: String,
 }
 
+impl Matrix {
+    /// Whether its rows, which may be very many, are chosen some at a time: errors of theirs do not go together.
+    pub fn is_banded(&self) -> bool {
+        matches!(self.place.slot, Slot::Head | Slot::TokenEmbedding)
+    }
+
+    /// Its rows, as many as are chosen at a time. A fixed number, so that the result does not depend on the budget.
+    pub fn bands(&self) -> Vec<Self> {
+        const ROWS: u64 = 2048;
+        let step = if self.is_banded() { ROWS } else { self.rows.end - self.rows.start };
+        let band = |first: u64| Self { rows: first..self.rows.end.min(first + step), ..self.clone() };
+        self.rows.clone().step_by(step.max(1) as usize).map(band).collect()
+    }
+}
+
 /// Matrices that see their inputs together: those at one end of half a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stage {
@@ -70,18 +85,25 @@ impl Stage {
 pub struct Matrices {
     /// Of blocks.
     pub stages: BTreeMap<Stage, Vec<Matrix>>,
-    /// The output projection, or the token embedding that serves as it.
-    pub head: Option<Matrix>,
-    /// The token embedding, where it is not the output projection too.
+    /// The token embedding.
     pub embedding: Option<Matrix>,
+    /// The output projection, where it is not the token embedding.
+    pub head: Option<Matrix>,
     /// The steps that they make up.
     pub steps: BTreeSet<usize>,
     /// These steps as weights of a file of their codes.
     pub coded: Vec<Coded>,
 }
 
+impl Matrices {
+    /// All of them, in the order in which their codes are chosen.
+    pub fn all(&self) -> impl Iterator<Item = &Matrix> {
+        self.embedding.iter().chain(self.stages.values().flatten()).chain(&self.head)
+    }
+}
+
 /// The matrices of a plan that a text reaches.
-pub fn matrices(checkpoint: &Checkpoint, plan: &Plan, t: &Transformer) -> Matrices {
+pub fn matrices(checkpoint: &Checkpoint, plan: &Plan) -> Matrices {
     let serves = checkpoint.serves();
     let mut all = Matrices::default();
     for (at, step) in plan.steps.iter().enumerate() {
@@ -105,8 +127,8 @@ pub fn matrices(checkpoint: &Checkpoint, plan: &Plan, t: &Transformer) -> Matric
             let matrix = Matrix { step: at, form, rows, cols: step.cols as usize, place, name };
             match (place.slot, Stage::at(place)) {
                 (_, Some(stage)) => all.stages.entry(stage).or_default().push(matrix),
-                (Slot::TokenEmbedding, None) if !(t.tied && t.causal) => all.embedding = Some(matrix),
-                _ => all.head = Some(matrix),
+                (Slot::TokenEmbedding, None) => all.embedding = Some(matrix),
+                (_, None) => all.head = Some(matrix),
             }
         }
         all.steps.insert(at);

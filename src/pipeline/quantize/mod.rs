@@ -2,7 +2,9 @@
 //! codes before them make of the text, so that they make up for it, and the text goes on through them. What is chosen is staged
 //! in a file beside the output, as it will be stored, and copied when the plan is carried out.
 
+mod journal;
 mod matrices;
+mod plain;
 mod staged;
 mod target;
 
@@ -10,21 +12,26 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use formats::Access;
+use formats::{Access, Dtype};
+use serde::{Deserialize, Serialize};
 
 use self::matrices::{Matrices, Matrix, Stage, asked, matrices};
+use self::plain::Plain;
 use self::staged::{SoFar, Staged};
 use self::target::Known;
 use super::prune::refuse_non_finite;
 use super::{Error, Result};
-use crate::calibration::{self, Asked, Pair, PairGatherer, Sums, shared_input};
+use crate::calibration::fisher::{self, Fisher};
+use crate::calibration::{self, Asked, Inputs, Pair, PairGatherer, Sums, Wanted, shared_input};
+use crate::encoding::PartLayout;
 use crate::family::{Architecture, Transformer};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Fetch, Scratch};
-use crate::quantizer::least_squares::{self, Problem};
+use crate::quantizer::least_squares::{self, Form, Problem};
 use crate::quantizer::{Band, Method, Numbers};
 use crate::recipe::Plan;
 use crate::runtime::{self, Activations, Goal, Model, Observer, Place, Unobserved, Walk};
+use crate::threads::Pool;
 
 /// Stage of progress.
 const STAGE: &str = "calibrate";
@@ -32,20 +39,57 @@ const STAGE: &str = "calibrate";
 /// Of so many windows one is held back, to judge by.
 const HELD: usize = 8;
 
+/// How codes are chosen.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// By which method.
+    pub method: Method,
+    /// By which text.
+    pub text: &'a calibration::Options,
+    /// Whether to go on from what an earlier run left, and to leave such.
+    pub resume: bool,
+    /// What of the best method is left out, to see what it gains.
+    pub without: &'a [Step],
+}
+
+/// A step of the best method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Making up for errors of inputs.
+    Drift,
+    /// Making up for errors of the residual stream.
+    Residual,
+    /// Weighing errors of outputs.
+    Outputs,
+    /// Quantizing embeddings by the metric of what is looked up.
+    Embedding,
+}
+
 /// A checkpoint with the codes that were chosen, as far as a text reaches.
 pub struct Quantized {
     /// It, over the staged file.
     pub checkpoint: Arc<Checkpoint>,
     /// What became of each matrix, in the order of the walk.
     pub chosen: Vec<Chosen>,
-    /// Tokens of calibration text, and how many of them were held back.
-    pub tokens: [usize; 2],
-    /// Removes the staged file when it is dropped.
-    _staged: Staged,
+    /// Tokens of calibration text.
+    pub tokens: usize,
+    /// The windows of it that were held back.
+    pub held: Vec<Vec<u32>>,
+    /// The model rounded to nearest, as it would be without a text.
+    pub plain: Model,
+    /// Removes the staged file when it is dropped, unless a later run may go on from it.
+    staged: Staged,
+}
+
+impl Quantized {
+    /// The codes have been copied: what is staged is not needed again.
+    pub fn finish(self) {
+        self.staged.discard();
+    }
 }
 
 /// What became of a matrix.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
     /// Its name.
     pub name: String,
@@ -69,25 +113,36 @@ pub struct Chosen {
 pub fn quantize(
     checkpoint: &Arc<Checkpoint>,
     plan: &mut Plan,
-    method: Method,
-    calibration: &calibration::Options,
+    options: &Options<'_>,
     output: &Path,
     job: &Job,
 ) -> Result<Quantized> {
-    let (windows, learned) = hold_back(calibration::windows(checkpoint, calibration)?);
-    let tokens = windows.iter().map(Vec::len).sum();
-    let t = match checkpoint.family().map(|family| &family.architecture) {
+    let (windows, learned) = hold_back(calibration::windows(checkpoint, options.text)?);
+    let method = options.method;
+    let tokens: usize = windows.iter().map(Vec::len).sum();
+    let t: &Transformer = match checkpoint.family().map(|family| &family.architecture) {
         Some(Architecture::Transformer(t)) => t,
         _ => return Err(runtime::Error::Family { expected: "a transformer" }.into()),
     };
-    let matrices = matrices(checkpoint, plan, t);
+    let matrices = matrices(checkpoint, plan);
     refuse_small_budget(plan, &matrices, t, job)?;
-    let staged = Staged::create(plan, &matrices, output)?;
+    let work = if options.resume { Some(work(checkpoint, plan, options, &windows)?) } else { None };
+    let staged = Staged::create(plan, &matrices, output, work)?;
     // Read by offset: codes are seen as soon as they are written.
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
     let so_far = Arc::new(SoFar::new(checkpoint, &coded));
-    let chooser = Chooser { checkpoint, plan, matrices: &matrices, method, staged: &staged, so_far, t, learned, job };
+    let first_held = learned_windows(&windows, learned);
+    let fisher = match method {
+        Method::Best => {
+            let options = fisher::Options::affordable(t, learned);
+            Some(fisher::observe(checkpoint, &windows[..first_held], options, job)?)
+        }
+        _ => None,
+    };
+    let chooser =
+        Chooser { checkpoint, plan, matrices: &matrices, options, fisher, staged: &staged, so_far, t, learned, job };
     let chosen = chooser.walk(&windows)?;
+    let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, &matrices, &job.pool)));
     let checkpoint = staged.checkpoint(checkpoint, &matrices, Access::Mapped)?;
     let first = checkpoint.weights().len() - matrices.coded.len();
     for (i, step) in plan.steps.iter_mut().enumerate() {
@@ -97,7 +152,31 @@ pub fn quantize(
             plan.notes.push(format!("{}: no text reaches it; stored without one", step.name));
         }
     }
-    Ok(Quantized { checkpoint, chosen, tokens: [tokens, tokens - learned], _staged: staged })
+    let held = windows[first_held..].to_vec();
+    Ok(Quantized { checkpoint, chosen, tokens, held, plain, staged })
+}
+
+/// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, and the text.
+fn work(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>, windows: &[Vec<u32>]) -> Result<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    };
+    add(calibration::file::fingerprint(checkpoint)?.as_bytes());
+    add(options.method.name().as_bytes());
+    options.without.iter().for_each(|step| add(&[*step as u8]));
+    for step in &plan.steps {
+        add(step.name.as_bytes());
+        add(step.encoding.name().as_bytes());
+        add(&[u8::from(step.pruning.is_some())]);
+    }
+    for window in windows {
+        add(&(window.len() as u64).to_le_bytes());
+        window.iter().for_each(|token| add(&token.to_le_bytes()));
+    }
+    Ok(format!("{hash:016x}"))
 }
 
 /// The windows, those that are held back at the end; and how many tokens are before those.
@@ -113,15 +192,25 @@ fn hold_back(windows: Vec<Vec<u32>>) -> (Vec<Vec<u32>>, usize) {
     (learned, tokens)
 }
 
+/// How many windows the first tokens fill.
+fn learned_windows(windows: &[Vec<u32>], tokens: usize) -> usize {
+    let ends = windows.iter().scan(0, |end, window| {
+        *end += window.len();
+        Some(*end)
+    });
+    ends.take_while(|end| *end <= tokens).count()
+}
+
 /// Bytes that choosing the codes of a matrix takes: sums over its inputs, what is derived from them, and copies of it.
 fn needed(matrix: &Matrix, t: &Transformer) -> u64 {
-    let (cols, rows) = (matrix.cols as u64, matrix.rows.end - matrix.rows.start);
-    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t)) + 16 * cols * cols + 40 * rows * cols
+    let bands = matrix.bands();
+    let (cols, rows) = (matrix.cols as u64, bands[0].rows.end - bands[0].rows.start);
+    let outputs = if bands.len() == 1 { 16 * rows * rows } else { 0 };
+    2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t)) + 16 * cols * cols + 40 * rows * cols + outputs
 }
 
 fn refuse_small_budget(plan: &Plan, matrices: &Matrices, t: &Transformer, job: &Job) -> Result<()> {
-    let all = matrices.stages.values().flatten().chain(&matrices.head);
-    let most = all.map(|matrix| (needed(matrix, t), matrix)).max_by_key(|(needed, _)| *needed);
+    let most = matrices.all().map(|matrix| (needed(matrix, t), matrix)).max_by_key(|(needed, _)| *needed);
     match most {
         Some((needed, matrix)) if needed > job.memory => {
             Err(Error::Calibrating { tensor: plan.steps[matrix.step].name.clone(), needed, memory: job.memory })
@@ -135,7 +224,9 @@ struct Chooser<'a> {
     checkpoint: &'a Arc<Checkpoint>,
     plan: &'a Plan,
     matrices: &'a Matrices,
-    method: Method,
+    options: &'a Options<'a>,
+    /// Which errors of outputs matter.
+    fisher: Option<Fisher>,
     staged: &'a Staged,
     so_far: Arc<SoFar>,
     t: &'a Transformer,
@@ -147,8 +238,11 @@ struct Chooser<'a> {
 impl Chooser<'_> {
     fn walk(&self, windows: &[Vec<u32>]) -> Result<Vec<Chosen>> {
         let mut found = Vec::new();
-        if let Some(embedding) = &self.matrices.embedding {
-            self.choose(embedding, None, &mut found)?;
+        let embedding = self.matrices.embedding.as_ref();
+        if let Some(embedding) = embedding.filter(|embedding| !self.was_done(embedding, &mut found)) {
+            let known = self.embedding(windows)?;
+            self.choose(embedding, known.as_ref(), &mut found)?;
+            self.staged.settle(&[embedding], &found)?;
         }
         let original = runtime::load(self.checkpoint)?;
         let coded = Model::new(self.t.clone(), self.so_far.clone());
@@ -163,12 +257,56 @@ impl Chooser<'_> {
         walked.map(|()| found)
     }
 
+    /// By what errors of the embedding's rows are measured: what is looked up is its output, so that it is G of that; and where
+    /// it is the output projection too, with H of its inputs there. Both are in nats for each time that a token is read or
+    /// predicted, and the one happens about as often as the other.
+    fn embedding(&self, windows: &[Vec<u32>]) -> Result<Option<Known>> {
+        let fisher = self.fisher.as_ref().filter(|_| self.takes(Step::Embedding));
+        let Some(mut metric) = fisher.map(Fisher::embedding).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        if self.t.tied && self.t.causal {
+            let model = runtime::load(self.checkpoint)?;
+            let (models, learned) = ([&model], &windows[..learned_windows(windows, self.learned)]);
+            let mut walk = Walk::begin(&models, learned, self.job)?;
+            self.job.progress.begin(STAGE, (self.t.layers * walk.tokens()) as u64);
+            let walked = (0..self.t.layers).try_for_each(|layer| walk.block(layer, &mut Unobserved));
+            self.job.progress.end();
+            walked?;
+            let mut inputs = Inputs::new(self.t.hidden, Wanted::Products);
+            walk.outputs(|_, hidden| inputs.add(hidden[0], &self.job.pool))?;
+            let hessian = inputs.hessian(&self.job.pool).unwrap_or_default();
+            metric.iter_mut().zip(&hessian).for_each(|(g, h)| *g += h);
+        }
+        Ok(Known::of_outputs(metric, self.t.hidden, self.learned as u64, &self.job.pool))
+    }
+
+    /// G of the outputs of a matrix in the order of its rows, with a mean of 1 on its diagonal, and a little of the identity.
+    fn outputs(&self, matrix: &Matrix) -> Result<Option<Vec<f64>>> {
+        const IDENTITY: f64 = 0.05;
+        let Some(fisher) = self.fisher.as_ref().filter(|_| self.takes(Step::Outputs)) else { return Ok(None) };
+        let Some(outputs) = fisher.outputs(matrix.place)?.filter(|_| !matrix.is_banded()) else {
+            return Ok(None);
+        };
+        let rows = (matrix.rows.end - matrix.rows.start) as usize;
+        let order = self.plan.steps[matrix.step].pieces[0].order;
+        let mean = (0..rows).map(|i| outputs[i * rows + i]).sum::<f64>() / rows as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return Ok(None);
+        }
+        let at = |row: usize| order.canonical(row, rows);
+        let entry = |i: usize, j: usize| outputs[at(i) * rows + at(j)] / mean + if i == j { IDENTITY } else { 0.0 };
+        Ok(Some((0..rows * rows).map(|n| entry(n / rows, n % rows)).collect()))
+    }
+
     fn block(&self, walk: &mut Walk<'_>, layer: usize, found: &mut Vec<Chosen>) -> Result<()> {
         for stages in Stage::of(layer).chunks_exact(2) {
             let half = stages[0].half();
             let mut original_is_through = false;
             for &stage in stages {
-                let passes = self.passes(self.matrices.stages.get(&stage).map_or(&[][..], Vec::as_slice));
+                let all = self.matrices.stages.get(&stage).map_or(&[][..], Vec::as_slice);
+                let left: Vec<&Matrix> = all.iter().filter(|matrix| !self.was_done(matrix, found)).collect();
+                let passes = self.passes(&left);
                 for (i, (wanted, matrices)) in passes.iter().enumerate() {
                     // The original need not wait for codes: in its last pass it goes through.
                     original_is_through = stage.goal() == Goal::Last && i + 1 == passes.len();
@@ -187,8 +325,11 @@ impl Chooser<'_> {
     /// The output projection, whose input is that of no block.
     fn head(&self, walk: &mut Walk<'_>, found: &mut Vec<Chosen>) -> Result<()> {
         let Some(head) = &self.matrices.head else { return Ok(()) };
+        if self.was_done(head, found) {
+            return Ok(());
+        }
         let place = head.place;
-        let mut gatherer = self.gatherer(BTreeMap::from([(place, Asked::Drift)]));
+        let mut gatherer = self.gatherer(BTreeMap::from([(place, self.asked(place))]));
         walk.outputs(|_, hidden| {
             for (model, hidden) in hidden.iter().enumerate() {
                 gatherer.half_begins(model, hidden);
@@ -198,15 +339,28 @@ impl Chooser<'_> {
         self.choose_all(&[head], gatherer.finish(), found)
     }
 
+    /// Whether a step of the best method is taken.
+    fn takes(&self, step: Step) -> bool {
+        self.options.method == Method::Best && !self.options.without.contains(&step)
+    }
+
+    fn asked(&self, place: Place) -> Asked {
+        match asked(place, self.t) {
+            Asked::Residual if self.takes(Step::Residual) => Asked::Residual,
+            Asked::Residual | Asked::Drift if self.takes(Step::Drift) => Asked::Drift,
+            _ => Asked::Inputs,
+        }
+    }
+
     fn gatherer(&self, wanted: BTreeMap<Place, Asked>) -> PairGatherer {
         PairGatherer::new(wanted, self.learned, self.t.hidden, self.job.pool.clone())
     }
 
     /// Matrices whose inputs are gathered in one pass: as many as have room, those with one input together.
-    fn passes<'m>(&self, matrices: &'m [Matrix]) -> Vec<(BTreeMap<Place, Asked>, Vec<&'m Matrix>)> {
+    fn passes<'m>(&self, matrices: &[&'m Matrix]) -> Vec<(BTreeMap<Place, Asked>, Vec<&'m Matrix>)> {
         let mut passes: Vec<(BTreeMap<Place, Asked>, Vec<&Matrix>)> = Vec::new();
         let mut room = 0;
-        for matrix in matrices {
+        for &matrix in matrices {
             let place = shared_input(matrix.place);
             let bytes = needed(matrix, self.t);
             let known = passes.last().is_some_and(|(wanted, _)| wanted.contains_key(&place));
@@ -217,11 +371,19 @@ impl Chooser<'_> {
             let Some((wanted, list)) = passes.last_mut() else { continue };
             if !known {
                 room = room.saturating_sub(bytes);
-                wanted.insert(place, asked(place, self.t));
+                wanted.insert(place, self.asked(place));
             }
             list.push(matrix);
         }
         passes
+    }
+
+    /// Whether an earlier run chose the codes of a matrix; then they are taken up.
+    fn was_done(&self, matrix: &Matrix, found: &mut Vec<Chosen>) -> bool {
+        let Some(chosen) = self.staged.done(matrix) else { return false };
+        self.so_far.choose(matrix.place);
+        found.push(chosen);
+        true
     }
 
     /// Chooses the codes of matrices of which inputs are known.
@@ -231,6 +393,7 @@ impl Chooser<'_> {
         mut inputs: BTreeMap<Place, Pair>,
         found: &mut Vec<Chosen>,
     ) -> Result<()> {
+        let before = found.len();
         for alike in matrices.chunk_by(|a, b| shared_input(a.place) == shared_input(b.place)) {
             let pair = inputs.remove(&shared_input(alike[0].place));
             let known = pair.and_then(|pair| Known::new(pair, &self.job.pool));
@@ -239,48 +402,59 @@ impl Chooser<'_> {
                 self.choose(matrix, known.as_ref(), found)?;
             }
         }
-        Ok(())
+        self.staged.settle(matrices, &found[before..])
     }
 
     /// Chooses the codes of a matrix and stages them. Nothing is known of the inputs of an expert that no token reached.
     fn choose(&self, matrix: &Matrix, known: Option<&Known>, found: &mut Vec<Chosen>) -> Result<()> {
-        let (pool, step) = (&self.job.pool, &self.plan.steps[matrix.step]);
-        let (cols, rows) = (matrix.cols, (matrix.rows.end - matrix.rows.start) as usize);
+        let tokens = known.map_or(0, |known| known.tokens);
+        let mut all = Chosen { name: matrix.name.clone(), tokens, share: 0.0, gain: None, nearest: true };
+        let bands = matrix.bands();
+        for band in &bands {
+            self.job.cancel.check()?;
+            let chosen = self.choose_band(band, known)?;
+            all.share += chosen.share / bands.len() as f64;
+            all.nearest &= chosen.nearest;
+            all.gain = chosen.gain.map(|gain| gain + all.gain.unwrap_or(0.0));
+        }
+        self.so_far.choose(matrix.place);
+        found.push(all);
+        Ok(())
+    }
+
+    /// Chooses the codes of rows of a matrix.
+    fn choose_band(&self, band: &Matrix, known: Option<&Known>) -> Result<Chosen> {
+        let (pool, step) = (&self.job.pool, &self.plan.steps[band.step]);
+        let (cols, rows) = (band.cols, (band.rows.end - band.rows.start) as usize);
         let view = self.checkpoint.view(&step.pieces, Fetch::Bands)?;
         let mut w = vec![0f32; rows * cols];
-        view.try_read(matrix.rows.start as usize, &mut w, &mut Scratch::default())?;
+        view.try_read(band.rows.start as usize, &mut w, &mut Scratch::default())?;
         refuse_non_finite(self.checkpoint, step.pieces[0].weight, cols, &w)?;
-        let mut chosen =
-            Chosen { name: matrix.name.clone(), tokens: 0, share: 0.0, gain: None, nearest: known.is_none() };
+        let mut chosen = Chosen { name: String::new(), tokens: 0, share: 0.0, gain: None, nearest: known.is_none() };
         let parts = match known {
-            None => self.encode(matrix, &w, true),
+            None => self.encode(band, &w, self.options.method.searches()),
             Some(known) => {
-                chosen.tokens = known.tokens;
-                let target = match self.method {
-                    Method::Best => known.target(&w, pool),
-                    _ => target::Target { weights: w.clone(), share: 0.0 },
-                };
+                let target = known.target(&w, pool);
                 chosen.share = target.share;
+                let outputs = self.outputs(band)?;
                 let problem = Problem {
                     target: &target.weights,
                     rows,
                     cols,
                     dtype: step.input,
                     metric: &known.metric,
-                    outputs: None,
+                    outputs: outputs.as_deref(),
                 };
-                let how = match self.method {
+                let how = match self.options.method {
                     Method::Gptq => least_squares::Method::Gptq,
                     _ => least_squares::Method::Best,
                 };
-                let found = least_squares::solve(matrix.form, &problem, how, pool);
-                self.judged(matrix, &w, known, found.parts, &mut chosen)
+                let found = least_squares::solve(band.form, &problem, how, pool);
+                self.judged(band, &w, known, found.parts, &mut chosen)
             }
         };
-        self.staged.write(self.plan, matrix, &parts)?;
-        self.so_far.choose(matrix.place);
-        found.push(chosen);
-        Ok(())
+        self.staged.write(self.plan, band, &parts)?;
+        Ok(chosen)
     }
 
     /// These codes, or those of rounding to nearest if they are better on tokens that were held back.
@@ -301,30 +475,43 @@ impl Chooser<'_> {
         };
         let [ours, plain] = [loss(&parts), loss(&nearest)];
         chosen.gain = Some(plain - ours);
-        chosen.nearest = self.method == Method::Best && ours > plain;
+        chosen.nearest = self.options.method == Method::Best && ours > plain;
         if chosen.nearest { nearest } else { parts }
     }
 
     /// Codes that are found without inputs.
     fn encode(&self, matrix: &Matrix, w: &[f32], search: bool) -> Vec<Vec<u8>> {
-        const BAND: usize = 64;
         let step = &self.plan.steps[matrix.step];
-        let quantizer = matrix.form.quantizer(search);
-        let rows = w.len() / matrix.cols;
-        let bands = self.job.pool.map(rows.div_ceil(BAND), |band| {
-            let lines = band * BAND..rows.min((band + 1) * BAND);
-            let numbers = Numbers::F32(&w[lines.start * matrix.cols..lines.end * matrix.cols]);
-            let bytes = |part: &crate::encoding::PartLayout| {
-                let bytes = part.bytes_of(&(lines.start as u64..lines.end as u64));
-                vec![0; (bytes.end - bytes.start) as usize]
-            };
-            let mut parts: Vec<Vec<u8>> = step.parts.iter().take(2).map(bytes).collect();
-            let band = Band { numbers, first_row: lines.start as u64, cols: matrix.cols, dtype: step.input };
-            quantizer.encode(band, &mut parts);
-            parts
-        });
-        bands.into_iter().reduce(join).unwrap_or_default()
+        encode(matrix.form, w, matrix.cols, step.input, &step.parts, search, &self.job.pool)
     }
+}
+
+/// Codes of W `[rows, cols]`, of this dtype, that are found without inputs: to nearest, or with a search of scales.
+fn encode(
+    form: Form,
+    w: &[f32],
+    cols: usize,
+    dtype: Dtype,
+    layouts: &[PartLayout],
+    search: bool,
+    pool: &Pool,
+) -> Vec<Vec<u8>> {
+    const BAND: usize = 64;
+    let quantizer = form.quantizer(search);
+    let rows = w.len() / cols;
+    let bands = pool.map(rows.div_ceil(BAND), |band| {
+        let lines = band * BAND..rows.min((band + 1) * BAND);
+        let numbers = Numbers::F32(&w[lines.start * cols..lines.end * cols]);
+        let bytes = |part: &PartLayout| {
+            let bytes = part.bytes_of(&(lines.start as u64..lines.end as u64));
+            vec![0; (bytes.end - bytes.start) as usize]
+        };
+        // The third part of packed integers is their shape.
+        let mut parts: Vec<Vec<u8>> = layouts.iter().take(2).map(bytes).collect();
+        quantizer.encode(Band { numbers, first_row: lines.start as u64, cols, dtype }, &mut parts);
+        parts
+    });
+    bands.into_iter().reduce(join).unwrap_or_default()
 }
 
 /// The bytes of two bands, one after the other.

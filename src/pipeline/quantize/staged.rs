@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use formats::{Access, FilePlan, Limits, Shape, Sink, TensorMeta};
 
+use super::Chosen;
+use super::journal::Journal;
 use super::matrices::{Matrices, Matrix};
 use crate::encoding::Rows;
 use crate::family::{Part, Slot};
@@ -17,16 +19,18 @@ use crate::runtime::{self, Place, Weights};
 /// A file with room for the codes of a plan's steps.
 pub struct Staged {
     sink: Sink,
+    journal: Option<Mutex<Journal>>,
     /// For each step in it, its first tensor.
     first: BTreeMap<usize, usize>,
 }
 
 impl Staged {
-    /// Creates it beside the output.
+    /// Creates it beside the output. For work that a later run may go on with, `work` is what tells it from other work: then
+    /// what an earlier run of it left is taken up.
     ///
     /// # Errors
-    /// No room, or a folder that cannot be written to.
-    pub fn create(plan: &Plan, matrices: &Matrices, output: &Path) -> Result<Self> {
+    /// No room, a folder that cannot be written to, what other work left.
+    pub fn create(plan: &Plan, matrices: &Matrices, output: &Path, work: Option<String>) -> Result<Self> {
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let target = output.with_file_name(format!("{name}.codes"));
         let mut metas = Vec::new();
@@ -41,8 +45,16 @@ impl Staged {
             true => formats::gguf::layout(&target, &metas, &formats::gguf::Metadata::default())?,
             false => formats::safetensors::layout(&target, &metas, &BTreeMap::new())?,
         };
-        let sink = Sink::create(&target, Shape::File, vec![FilePlan { name, layout }], 0, false)?;
-        let staged = Self { sink, first };
+        let (sink, journal) = match work {
+            None => (Sink::create(&target, Shape::File, vec![FilePlan { name, layout }], 0, false)?, None),
+            Some(work) => {
+                let path = output.with_file_name(format!(".{name}.codes.journal"));
+                Journal::check(&path, &work)?;
+                let (sink, taken_up) = Sink::resume(&target, layout)?;
+                (sink, Some(Mutex::new(Journal::open(&path, work, taken_up)?)))
+            }
+        };
+        let staged = Self { sink, journal, first };
         for (at, bytes) in &plan.constants {
             let of = |step: &&usize| plan.steps[**step].outputs.contains(at);
             if let Some(&step) = matrices.steps.iter().find(of) {
@@ -66,6 +78,29 @@ impl Staged {
         Ok(())
     }
 
+    /// What became of a matrix in an earlier run.
+    pub fn done(&self, matrix: &Matrix) -> Option<Chosen> {
+        self.journal.as_ref().and_then(|journal| lock(journal).done(matrix).cloned())
+    }
+
+    /// The codes of these matrices are whole: a later run need not choose them again.
+    ///
+    /// # Errors
+    /// A write that fails.
+    pub fn settle(&self, matrices: &[&Matrix], chosen: &[Chosen]) -> Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.sink.sync()?;
+        lock(journal).add(matrices, chosen)
+    }
+
+    /// Removes it, and what a later run would go on from.
+    pub fn discard(self) {
+        self.sink.discard();
+        if let Some(journal) = self.journal {
+            journal.into_inner().unwrap_or_else(PoisonError::into_inner).discard();
+        }
+    }
+
     /// The model with these codes.
     ///
     /// # Errors
@@ -74,6 +109,10 @@ impl Staged {
         let source = formats::open(self.sink.staging(), access, &Limits::default())?;
         Ok(Arc::new(checkpoint.with_codes(source, &matrices.coded)))
     }
+}
+
+fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A model's weights: those whose codes are chosen as they are stored, the others as they were.

@@ -89,6 +89,13 @@ impl Known {
         Some(Self { cols, metric, tokens, learned, held })
     }
 
+    /// By what errors are measured where no input is known but the outputs `[cols, cols]` of what is looked up.
+    pub fn of_outputs(outputs: Vec<f64>, cols: usize, tokens: u64, pool: &Pool) -> Option<Self> {
+        const DAMPING: f64 = 0.01;
+        let metric = Metric::new(outputs, cols, DAMPING, pool)?;
+        Some(Self { cols, metric, tokens, learned: Moments { drift: None, residual: None }, held: None })
+    }
+
     /// What W `[rows, cols]` is stored like.
     pub fn target(&self, w: &[f32], pool: &Pool) -> Target {
         let mut target = Target { weights: w.to_vec(), share: 0.0 };

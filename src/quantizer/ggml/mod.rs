@@ -4,9 +4,9 @@
 //! The searches see sixteen sub-blocks at once (see `lanes`), with the best instruction set that the processor has. Neither
 //! changes a bit.
 
-mod fit;
+pub(super) mod fit;
 mod k;
-mod lanes;
+pub(super) mod lanes;
 mod legacy;
 pub mod mixture;
 pub(super) mod nonlinear;

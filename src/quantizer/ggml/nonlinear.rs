@@ -76,7 +76,7 @@ fn sums<S: Simd>(simd: S, x: &Columns<S, 32>, w: &Columns<S, 32>, inverse: S::La
 
 /// [`level`] of each lane.
 #[inline(always)]
-fn levels<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
+pub fn levels<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
     let mut level = simd.splat(f32::from(LEVELS[15]));
     for (i, &middle) in MIDDLES.iter().enumerate().rev() {
         level = simd.splat(f32::from(LEVELS[i])).or(x.lt(simd.splat(middle)), level);

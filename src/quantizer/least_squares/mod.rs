@@ -8,9 +8,11 @@
 //! - [`metric`]: H + δI and what is derived from it, which matrices of one input share.
 //! - [`grid`]: what a form can store, every form alike.
 
+mod candidates;
 mod gptq;
 mod grid;
 mod inverse;
+mod levels;
 mod loss;
 mod metric;
 mod values;
@@ -21,8 +23,11 @@ mod tests;
 use formats::Dtype;
 
 use super::{Blocks, Codes, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
+use crate::simd::{Simd, Task, dispatch};
 use crate::threads::Pool;
 
+use grid::{Grid, Levels, Row};
+use levels::Nearest;
 pub use loss::loss;
 pub use metric::Metric;
 pub use values::values;
@@ -105,6 +110,36 @@ pub struct Solution {
     pub loss: f64,
 }
 
+/// Some rows that are quantized by themselves.
+struct Rows<'a> {
+    grid: &'a Grid,
+    target: &'a [f32],
+    metric: &'a Metric,
+    method: Method,
+}
+
+impl Rows<'_> {
+    fn of<S: Simd, L: Nearest>(self, simd: S, levels: L) -> Vec<Row> {
+        let Self { grid, target, metric, method } = self;
+        match method {
+            Method::Gptq => gptq::plain(grid, levels, target, metric),
+            Method::Best => gptq::best(simd, grid, levels, target, metric),
+        }
+    }
+}
+
+impl Task for Rows<'_> {
+    type Output = Vec<Row>;
+
+    fn run<S: Simd>(self, simd: S) -> Vec<Row> {
+        match self.grid.levels {
+            Levels::Integers(low, high) => self.of(simd, levels::Integers(low, high)),
+            Levels::Nonlinear => self.of(simd, levels::Table),
+            Levels::Fp8 => self.of(simd, levels::Fp8),
+        }
+    }
+}
+
 /// Rows of a band. Each row is quantized by itself; a fixed number, so that products of bands do not depend on the threads.
 const BAND: usize = 64;
 
@@ -116,11 +151,10 @@ const BAND: usize = 64;
 pub fn solve(form: Form, problem: &Problem<'_>, method: Method, pool: &Pool) -> Solution {
     let Problem { target, rows, cols, .. } = *problem;
     assert!(target.len() == rows * cols && problem.metric.cols() == cols, "a number for each row and column");
-    let _ = method;
-    let grid = grid::Grid::new(form, problem.dtype, cols);
+    let grid = Grid::new(form, problem.dtype, cols);
     let bands = pool.map(rows.div_ceil(BAND), |band| {
         let target = &target[band * BAND * cols..rows.min((band + 1) * BAND) * cols];
-        gptq::plain(&grid, target, problem.metric)
+        dispatch(Rows { grid: &grid, target, metric: problem.metric, method })
     });
     let mut parts: Vec<Vec<u8>> = vec![Vec::new(); grid.parts()];
     for row in bands.iter().flatten() {

@@ -98,5 +98,8 @@ fn gptq_is_better_than_rounding_to_nearest() {
         println!("{form:?}: {nearest:e} → {:e}", found.loss);
         assert!(found.loss < nearest, "{form:?}: {nearest} {}", found.loss);
         assert_eq!(found, solve(form, &problem, Method::Gptq, &Pool::new(1)), "threads change nothing");
+        let best = solve(form, &problem, Method::Best, &pool);
+        println!("{form:?}: best {:e}", best.loss);
+        assert!(best.loss < found.loss, "{form:?}: {} {}", found.loss, best.loss);
     }
 }

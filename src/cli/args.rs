@@ -119,7 +119,8 @@ pub struct CheckOptions {
     /// Most tokens that are scored
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
     pub check_tokens: u64,
-    /// Largest mean KL divergence that passes, for decoders [default: the scheme's]
+    /// Largest mean KL divergence that passes, for decoders [default: the scheme's]. Without a scheme, the smallest file is made
+    /// that passes, with a type for each tensor; needs --calibrate
     #[arg(long, value_name = "X")]
     pub max_kl: Option<f64>,
     /// Least mean cosine that passes, for encoders and chains [default: the scheme's]
@@ -226,6 +227,25 @@ pub struct Common {
     pub verbose: bool,
 }
 
+/// Types are chosen for each tensor, by what a text shows, so that the whole has a size.
+#[derive(Debug, Args)]
+pub struct BudgetArgs {
+    /// Choose a type for each tensor, so that the weight files take at most this and harm least; needs --calibrate
+    #[arg(long, value_name = "SIZE", group = "treatment")]
+    pub target_size: Option<bytesize::ByteSize>,
+    /// The same, with so many bits for a number, in the mean over all tensors
+    #[arg(long, value_name = "B", group = "treatment", value_parser = bits)]
+    pub target_bits: Option<f64>,
+    /// What is written where types are chosen: gguf, or safetensors with the types that vLLM reads [default: by -o, else gguf]
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<To>,
+}
+
+fn bits(text: &str) -> Result<f64, String> {
+    let expected = || format!("`{text}` is no number above 0");
+    text.parse().ok().filter(|bits: &f64| bits.is_finite() && *bits > 0.0).ok_or_else(expected)
+}
+
 /// `compress MODEL`.
 #[derive(Debug, Args)]
 pub struct CompressArgs {
@@ -234,6 +254,8 @@ pub struct CompressArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub recipe: RecipeArgs,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
     /// Where to write [default: NAME-SCHEME.safetensors or the folder NAME-SCHEME, beside the input]
@@ -321,9 +343,17 @@ pub struct InspectArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
+    /// Show what storing each tensor in each type of GGUF would do to predictions, the worst first
+    #[arg(long, requires = "calibrate", conflicts_with_all = ["treatment", "prune", "keep"])]
+    pub sensitivity: bool,
+    /// Text that shows it
+    #[arg(long, value_name = "TEXT", requires = "sensitivity")]
+    pub calibrate: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(2..=1 << 32))]
+    pub calibrate_tokens: u64,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// `compress check`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use formats::{Access, Format};
 
 use super::args::{CalibrationArgs, CompressArgs, RecipeArgs, WriteArgs};
-use super::{Failure, progress, write};
+use super::{Failure, bits, progress, write};
 use crate::calibration::{self, Calibration, Origin, Record, Recorded};
 use crate::loader::{Checkpoint, whole_name};
 use crate::pipeline::{self, Choice};
@@ -20,6 +20,14 @@ use crate::recipe::{BlockOptions, Plan, Recipe, Scheme, Target};
 
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let Some(model) = &args.model else { return Err(Failure::Usage("no model given".into())) };
+    if let Some(wanted) = bits::asked(args) {
+        return bits::run(args, wanted);
+    }
+    if args.budget.to.is_some() {
+        return Err(Failure::Usage(
+            "--to is for --target-size, --target-bits and --max-kl without a scheme; name the output with -o".into(),
+        ));
+    }
     let recipe = recipe_of(&args.recipe)?.ok_or_else(|| {
         Failure::Usage("nothing to do: say how to compress, for instance with --int8 (see --help)".into())
     })?;
@@ -218,26 +226,27 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
         };
         return Ok((target, output.to_owned()));
     }
-    let suffix = recipe.short_name();
+    let target = match (needed, is_folder) {
+        (Some(Format::Gguf), _) => Target::File(Format::Gguf),
+        _ if checkpoint.format() == Format::Onnx => Target::File(Format::Onnx),
+        (_, true) => Target::Folder,
+        (_, false) => Target::File(Format::Safetensors),
+    };
+    Ok((target, beside(checkpoint, target, &recipe.short_name())))
+}
+
+/// The path beside the model that an output is given.
+pub fn beside(checkpoint: &Checkpoint, target: Target, suffix: &str) -> PathBuf {
     let path = checkpoint.path();
     // A path such as `.` or `..` has no name of its own.
     let named =
         if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or(path.to_owned()) };
-    let beside = |name: String| named.with_file_name(name);
-    let part =
-        |name: Option<&std::ffi::OsStr>| name.map(|name| whole_name(&name.to_string_lossy())).unwrap_or_default();
-    let (target, name) = match (needed, is_folder) {
-        (Some(Format::Gguf), true) => {
-            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_name())))
-        }
-        (Some(Format::Gguf), false) => {
-            (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_stem())))
-        }
-        _ if checkpoint.format() == Format::Onnx => {
-            (Target::File(Format::Onnx), format!("{}-{suffix}.onnx", part(named.file_stem())))
-        }
-        (_, true) => (Target::Folder, format!("{}-{suffix}", part(named.file_name()))),
-        (_, false) => (Target::File(Format::Safetensors), format!("{}-{suffix}.safetensors", part(named.file_stem()))),
-    };
-    Ok((target, beside(name)))
+    let name = if checkpoint.files().whole_folder { named.file_name() } else { named.file_stem() };
+    let name = name.map(|name| whole_name(&name.to_string_lossy())).unwrap_or_default();
+    named.with_file_name(match target {
+        Target::File(Format::Gguf) => format!("{name}-{suffix}.gguf"),
+        Target::File(Format::Onnx) => format!("{name}-{suffix}.onnx"),
+        Target::File(_) => format!("{name}-{suffix}.safetensors"),
+        Target::Folder => format!("{name}-{suffix}"),
+    })
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bits;
 mod check;
 mod compress;
 mod convert;

@@ -9,10 +9,10 @@ use formats::{Access, Sink};
 use super::args::{Common, WriteArgs};
 use super::{Failure, check as check_command, print, print_json};
 use crate::calibration::{Calibration, Origin};
-use crate::check::{self, Findings, HeldBack};
+use crate::check::{self, Findings, HeldBack, Outputs};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
-use crate::pipeline::{self, Reshaped, Seen, pack};
+use crate::pipeline::{self, Calibrated, Quantized, Reshaped, Seen, Tally, pack};
 use crate::quantizer::Method;
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
@@ -40,7 +40,8 @@ pub struct Input<'a> {
     pub started: Instant,
 }
 
-/// Carries out a plan, after calibrating if there is something to calibrate for, and publishes what it made, if the check passes.
+/// Shows a plan if that is all that is asked for; else carries it out, after calibrating if there is something to calibrate for,
+/// and publishes what it made, if the check passes.
 pub fn run(
     input: &Input<'_>,
     recipe: &Recipe,
@@ -50,6 +51,14 @@ pub fn run(
     args: &WriteArgs,
     job: &Job,
 ) -> Result<(), Failure> {
+    if show(input, recipe, &mut plan, output, args)? {
+        return Ok(());
+    }
+    make(input, recipe, plan, calibration, output, args, job)?.finish(input, output, args, job)
+}
+
+/// Prints a plan if that is asked for; whether it is all that is.
+fn show(input: &Input<'_>, recipe: &Recipe, plan: &mut Plan, output: &Path, args: &WriteArgs) -> Result<bool, Failure> {
     let original = input.original;
     let checkpoint = input.reshaped.map_or(original, |reshaped| &reshaped.checkpoint);
     if args.sparse && !pack::is_packable(plan.target) {
@@ -66,13 +75,41 @@ pub fn run(
     if args.dry_run || args.common.verbose {
         let report = PlanReport::new(original, checkpoint, recipe, &plan, output);
         if args.dry_run && args.common.json {
-            return print_json(&report);
+            print_json(&report)?;
+        } else if args.dry_run {
+            print(&plan_table(&report))?;
+        } else {
+            eprint!("{}", plan_table(&report));
         }
-        if args.dry_run {
-            return print(&plan_table(&report));
-        }
-        eprint!("{}", plan_table(&report));
     }
+    Ok(args.dry_run)
+}
+
+/// An output that is whole and has been looked at, but has no name yet. Dropped, it is removed.
+pub struct Made {
+    recipe: Recipe,
+    plan: Plan,
+    sink: Sink,
+    tally: Tally,
+    packed: Option<u64>,
+    findings: Option<Findings>,
+    seconds: Seconds,
+    quantized: Option<(Quantized, Option<HeldBack>)>,
+    calibrated: Option<Calibrated>,
+}
+
+/// Carries out a plan, after calibrating if there is something to calibrate for, and checks what it made.
+pub fn make(
+    input: &Input<'_>,
+    recipe: &Recipe,
+    mut plan: Plan,
+    calibration: Option<&Calibration>,
+    output: &Path,
+    args: &WriteArgs,
+    job: &Job,
+) -> Result<Made, Failure> {
+    let original = input.original;
+    let checkpoint = input.reshaped.map_or(original, |reshaped| &reshaped.checkpoint);
     let by_text = calibration.filter(|_| recipe.quantizes_by_text());
     let quantized = match by_text.map(|calibration| &calibration.from) {
         Some(Origin::Text(text)) => {
@@ -119,13 +156,13 @@ pub fn run(
     };
     let coded = quantized.as_ref().map(|(quantized, _)| &quantized.checkpoint);
     let source = calibrated.as_ref().map(|calibrated| &calibrated.checkpoint).or(coded).unwrap_or(checkpoint);
-    let (mut sink, tally);
+    let (sink, tally);
     let mut packed = None;
     if args.sparse {
         pipeline::refuse_output(original, plan.target, output, args.force)?;
-        (sink, tally) = pipeline::write(source, &plan, &pack::dense(output), false, job)?;
-        let (smaller, bytes) = pack::pack(&sink, &plan, output, args.force, job)?;
-        (sink, packed) = (smaller, Some(bytes));
+        let (dense, notes) = pipeline::write(source, &plan, &pack::dense(output), false, job)?;
+        let (smaller, bytes) = pack::pack(&dense, &plan, output, args.force, job)?;
+        (sink, tally, packed) = (smaller, notes, Some(bytes));
     } else {
         (sink, tally) = pipeline::write(source, &plan, output, args.force, job)?;
     }
@@ -140,46 +177,63 @@ pub fn run(
         seconds.check = started.elapsed().as_secs_f64();
         Some(found)
     };
-    let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
-    if refused.is_none() {
-        job.cancel.check().map_err(pipeline::Error::from)?;
-        let started = Instant::now();
-        sink.publish()?;
-        // The disk had the time of the check too; what it needed beyond that belongs to writing.
-        seconds.compress += started.elapsed().as_secs_f64();
-    }
-    let mut report = Report::new(original, recipe, &plan, output, &tally, findings.as_ref(), seconds);
-    if let Some(bytes) = packed {
-        report.pack(bytes);
-    }
-    if let Some(reshaped) = input.reshaped {
-        report.add_parts(original, reshaped);
-    }
-    if let Some(calibrated) = &calibrated {
-        report.add_calibration(calibrated);
-    }
-    if let Some((quantized, held)) = quantized {
-        report.add_codes(&quantized, held);
-        if refused.is_none() {
-            quantized.finish();
+    Ok(Made { recipe: recipe.clone(), plan, sink, tally, packed, findings, seconds, quantized, calibrated })
+}
+
+impl Made {
+    /// The mean KL divergence of a decoder's predictions, if it was measured.
+    pub fn divergence(&self) -> Option<f64> {
+        match &self.findings.as_ref()?.outputs {
+            Outputs::Language(found) => Some(found.kl.mean),
+            _ => None,
         }
     }
-    if args.common.json {
-        print_json(&report)?;
-    } else if !args.common.quiet {
-        print(&compress_table(&report))?;
-    }
-    let advice = match recipe.is_conversion() {
-        true => "Choose a wider --dtype",
-        false => "Keep more weights with --keep",
-    };
-    match refused {
-        Some(found) => Err(Failure::Refused(format!(
-            "{}: refused and removed: {}. {advice}, loosen the limit, or take it as it is with --accept",
-            output.display(),
-            found.failures.join("; ")
-        ))),
-        None => Ok(()),
+
+    /// Publishes the output if its check passed, or is not to be heeded, and reports.
+    pub fn finish(self, input: &Input<'_>, output: &Path, args: &WriteArgs, job: &Job) -> Result<(), Failure> {
+        let Self { recipe, plan, sink, tally, packed, findings, mut seconds, quantized, calibrated } = self;
+        let original = input.original;
+        let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
+        if refused.is_none() {
+            job.cancel.check().map_err(pipeline::Error::from)?;
+            let started = Instant::now();
+            sink.publish()?;
+            // The disk had the time of the check too; what it needed beyond that belongs to writing.
+            seconds.compress += started.elapsed().as_secs_f64();
+        }
+        let mut report = Report::new(original, &recipe, &plan, output, &tally, findings.as_ref(), seconds);
+        if let Some(bytes) = packed {
+            report.pack(bytes);
+        }
+        if let Some(reshaped) = input.reshaped {
+            report.add_parts(original, reshaped);
+        }
+        if let Some(calibrated) = &calibrated {
+            report.add_calibration(calibrated);
+        }
+        if let Some((quantized, held)) = quantized {
+            report.add_codes(&quantized, held);
+            if refused.is_none() {
+                quantized.finish();
+            }
+        }
+        if args.common.json {
+            print_json(&report)?;
+        } else if !args.common.quiet {
+            print(&compress_table(&report))?;
+        }
+        let advice = match recipe.is_conversion() {
+            true => "Choose a wider --dtype",
+            false => "Keep more weights with --keep",
+        };
+        match refused {
+            Some(found) => Err(Failure::Refused(format!(
+                "{}: refused and removed: {}. {advice}, loosen the limit, or take it as it is with --accept",
+                output.display(),
+                found.failures.join("; ")
+            ))),
+            None => Ok(()),
+        }
     }
 }
 

@@ -92,6 +92,14 @@ pub enum Error {
         /// Bytes that are allowed.
         memory: u64,
     },
+    /// A size that no choice of types comes to.
+    #[error("{asked} is below the smallest possible output, which has {least}. Ask for at least that")]
+    Unreachable {
+        /// What was asked for.
+        asked: String,
+        /// What the smallest output has.
+        least: String,
+    },
     /// A row is larger than the memory budget.
     #[error(
         "tensor `{tensor}`: working on one row at a time takes {needed} bytes, and --memory allows {memory}. Give at least --memory {needed}, or fewer --threads"
@@ -117,6 +125,7 @@ impl Error {
             Self::Recipe(e) => e.kind(),
             Self::Interrupted(_) => Kind::Interrupted,
             Self::OutputIsInput { .. }
+            | Self::Unreachable { .. }
             | Self::Parts { .. }
             | Self::Budget { .. }
             | Self::Calibrating { .. }

@@ -2,6 +2,7 @@
 //! output is sealed. Publishing is left to the caller, who checks first.
 
 mod bands;
+pub mod bits;
 mod calibrate;
 mod error;
 pub mod pack;

@@ -1,6 +1,7 @@
 //! One versioned value with everything that a run found out, and its forms: JSON for machines, a table for people.
 
 mod bench;
+mod sensitivity;
 mod terminal;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
 pub use bench::{BenchReport, bench_table};
+pub use sensitivity::{SensitivityReport, sensitivity_table};
 pub use terminal::{bytes, check_table, compress_table, inspect_table, plan_table};
 
 /// The version of the JSON objects' shape.

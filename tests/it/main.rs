@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod bits;
 mod calibrated;
 mod compress;
 mod convert;

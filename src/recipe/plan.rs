@@ -541,7 +541,7 @@ fn step(
         notes.push(format!("{canonical}: {note}"));
         decision.note = Some(note);
     }
-    if treatment == Treatment::Int8Cols && recipe.blocks.search {
+    if treatment == Treatment::Int8Cols && recipe.blocks.method.searches() {
         notes.push(format!("{canonical}: scales of columns are not searched"));
     }
     if let Some(Choice { dtype, instead_of: Some(first) }) = choice {

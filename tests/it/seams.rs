@@ -132,6 +132,7 @@ fn plan_of(encoding: Encoding, rows: u64, cols: u64) -> Plan {
         decision: Decision::default(),
         pruning: None,
         treatment: Treatment::Cast(Dtype::F32),
+        chosen: false,
         search: false,
         importance: None,
         encoding,

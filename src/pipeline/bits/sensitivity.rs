@@ -25,7 +25,7 @@ use crate::pipeline::Result;
 use crate::quantizer::least_squares::{self, Form};
 use crate::quantizer::{Band, Blocks, Columns, Numbers};
 use crate::recipe::Treatment;
-use crate::runtime::{self, Activations, Model, Observer, Place, Walk};
+use crate::runtime::{self, Model, Place, Walk};
 use crate::threads::Pool;
 
 /// Stage of progress.
@@ -259,6 +259,7 @@ fn errors(way: &Way, w: &[f32], known: &Known, input: Dtype, pool: &Pool) -> Vec
             });
         }
         Treatment::Int8 => Form::Int8Rows,
+        Treatment::Int8Cols => unreachable!("graphs have no choice of types"),
         Treatment::Packed { bits, group } => Form::Packed { bits, group },
         Treatment::Fp8 => Form::Fp8Rows,
         Treatment::Blocks(dtype) => Form::Blocks(dtype),

@@ -88,7 +88,7 @@ fn blocks<const B: usize>(out: &mut [u8]) -> &mut [[u8; B]] {
 }
 
 /// A row and the importance of its columns.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     x: &'a [f32],
     weights: Option<&'a [f32]>,
 }

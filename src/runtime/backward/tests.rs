@@ -10,7 +10,7 @@ use crate::loader::{Checkpoint, Options};
 use crate::runtime::linear::from_rows;
 use crate::runtime::observer::Observer;
 use crate::runtime::testing::{Matrix, Noise};
-use crate::runtime::{self, Linear, walk};
+use crate::runtime::{self, walk};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
@@ -150,7 +150,7 @@ fn gradients_of_every_matrix_of_every_family_are_what_differences_of_the_loss_sh
         let model = load(&folder);
         let t = model.shape().clone();
         let mut given = Given::default();
-        let mut walk_of = |watch: &mut Given| {
+        let walk_of = |watch: &mut Given| {
             if t.causal {
                 walk::language(&[&model], &windows(), &job, "", watch, |_, _| {}).unwrap();
             } else {

@@ -15,7 +15,7 @@ use super::levels::Nearest;
 use crate::runtime::kernels::gemm::{View, times};
 use crate::runtime::kernels::tiles::Tile;
 use crate::simd::lanes::W;
-use crate::simd::{Lanes, Mask, Simd};
+use crate::simd::{Lanes, Simd};
 
 /// Rows that are improved together.
 pub struct Rows<'a> {
@@ -27,11 +27,11 @@ pub struct Rows<'a> {
     pub outputs: Option<&'a [f32]>,
 }
 
-/// Goes once over all columns of some rows. `wide` tries more scales.
-pub fn descend<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, metric: &Metric, rows: Rows<'_>, wide: bool) {
+/// Goes once over all columns of some rows.
+pub fn descend<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, metric: &Metric, rows: Rows<'_>) {
     let Rows { rows, p, outputs } = rows;
     let cols = grid.cols();
-    let mut work = Work::new(simd, grid, wide);
+    let mut work = Work::new(simd, grid);
     let mut before = vec![0.0; cols];
     for columns in batches(grid) {
         let width = columns.len();
@@ -132,7 +132,6 @@ impl Block {
 
 /// What improving a row's batch needs, kept from one to the next.
 struct Work<S: Simd> {
-    wide: bool,
     candidates: Candidates,
     p: Vec<S::Lanes>,
     levels: Vec<S::Lanes>,
@@ -140,14 +139,11 @@ struct Work<S: Simd> {
     images: [Vec<f32>; 2],
 }
 
-/// The most candidates of a sub-block.
-const MOST: usize = 2 * W;
-
 impl<S: Simd> Work<S> {
-    fn new(simd: S, grid: &Grid, wide: bool) -> Self {
+    fn new(simd: S, grid: &Grid) -> Self {
         let room = || vec![simd.splat(0.0); grid.sub.min(LARGEST)];
         let images = [vec![0.0; LARGEST], vec![0.0; LARGEST]];
-        Self { wide, candidates: Candidates::default(), p: room(), levels: room(), moved: room(), images }
+        Self { candidates: Candidates::default(), p: room(), levels: room(), moved: room(), images }
     }
 
     /// Improves the codes and scales of a row in a batch's columns. `p` is P there, and stays so.
@@ -168,7 +164,9 @@ impl<S: Simd> Work<S> {
         }
         for j in columns.start / grid.sub..columns.end / grid.sub {
             sweep(grid, levels, block, g, row, p, j * grid.sub..(j + 1) * grid.sub);
-            self.rescale(simd, grid, levels, block, g, row, p, j);
+            if self.rescale(simd, grid, levels, block, g, row, p, j) {
+                sweep(grid, levels, block, g, row, p, j * grid.sub..(j + 1) * grid.sub);
+            }
         }
         if grid.per > 1 {
             for b in columns.start / grid.block()..columns.end / grid.block() {
@@ -177,7 +175,7 @@ impl<S: Simd> Work<S> {
         }
     }
 
-    /// Tries scales and minima for sub-block `j`.
+    /// Tries scales and minima for sub-block `j`; whether some were better.
     #[inline(always)]
     fn rescale<L: Nearest>(
         &mut self,
@@ -189,7 +187,7 @@ impl<S: Simd> Work<S> {
         row: &mut Row,
         p: &mut [f32],
         j: usize,
-    ) {
+    ) -> bool {
         let n = grid.sub;
         let first = j * n - block.columns.start;
         let (a, b) = grid.of(row, j);
@@ -209,32 +207,20 @@ impl<S: Simd> Work<S> {
             let (a, b, reciprocals) = load(simd, &group);
             let g = simd.splat(g);
             pb.iter_mut().zip(&p[own.clone()]).for_each(|(pb, &p)| *pb = simd.splat(p));
-            for pass in 0..2 {
-                for k in 0..n {
-                    let now = simd.splat(current[k]);
-                    let at = if pass == 0 { now } else { now + moved[k] };
-                    let wanted = at + pb[k] * simd.splat(inverse[k]);
-                    let level = levels.lanes(simd, (wanted + b) * reciprocals);
-                    let step = a * level - b - at;
-                    if pass == 0 {
-                        moved[k] = step;
-                    } else {
-                        if level.equals(found[k]).all() {
-                            continue;
-                        }
-                        moved[k] = moved[k] + step;
-                    }
-                    found[k] = level;
-                    let weight = step * g;
-                    let h = &block.h(first + k)[own.clone()];
-                    for (pb, &h) in pb.iter_mut().zip(h) {
-                        *pb = *pb - weight * simd.splat(h);
-                    }
-                }
-            }
+            // Each step is judged when it is made, so that P is needed only where steps are yet to be made.
             let mut change = simd.splat(0.0);
             for k in 0..n {
-                change = change - moved[k] * (simd.splat(p[first + k]) + pb[k]);
+                let h = &block.h(first + k)[own.clone()];
+                let now = simd.splat(current[k]);
+                let wanted = now + pb[k] * simd.splat(inverse[k]);
+                let level = levels.lanes(simd, (wanted + b) * reciprocals);
+                let step = a * level - b - now;
+                (found[k], moved[k]) = (level, step);
+                let weight = step * g;
+                change = change + step * (weight * simd.splat(0.5 * h[k]) - pb[k]);
+                for (pb, &h) in pb[k + 1..].iter_mut().zip(&h[k + 1..]) {
+                    *pb = *pb - weight * simd.splat(h);
+                }
             }
             let (lane, change) = first_least(&change.store());
             if change < best {
@@ -244,13 +230,14 @@ impl<S: Simd> Work<S> {
                 }
             }
         }
-        let Some(choice) = choice else { return };
+        let Some(choice) = choice else { return false };
         choice.store(grid, row, j);
         row.levels[j * n..(j + 1) * n].copy_from_slice(&chosen[0][..n]);
         for (k, &moved) in chosen[1][..n].iter().enumerate().filter(|(_, moved)| **moved != 0.0) {
             let weight = g * moved;
             p.iter_mut().zip(block.h(first + k)).for_each(|(p, h)| *p -= weight * h);
         }
+        true
     }
 
     /// The candidates for sub-block `j`: near the least squares for its codes, and near what it has.
@@ -339,11 +326,10 @@ impl<S: Simd> Work<S> {
             return;
         }
         let centre = grid.candidate(best_a, best_b, super_block);
-        let most = if self.wide { MOST } else { W };
         let top = if let Minima::Multiples(top) = grid.minima { top } else { 0 };
         let mut near = |of: Candidate, up: i32, across: i32| {
             let scale = (of.scale + up).clamp(grid.scales[0], grid.scales[1]);
-            all.add(Candidate { scale, min: (of.min + across).clamp(0, top), ..of }, grid, most);
+            all.add(Candidate { scale, min: (of.min + across).clamp(0, top), ..of }, grid, W);
         };
         if top == 0 {
             for step in 0..=5 {

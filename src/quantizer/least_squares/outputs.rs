@@ -38,7 +38,7 @@ pub fn best(grid: &Grid, problem: &Problem<'_>, pool: &Pool) -> (Vec<Row>, f64) 
     let mut least = of_rows_found(grid, problem, &best, pool);
     let mut rows = best.clone();
     let mut all = errors(grid, &rows, target);
-    for sweep in 0..SWEEPS {
+    for _ in 0..SWEEPS {
         for first in (0..count).step_by(TOGETHER * BAND) {
             let starts: Vec<usize> = (first..count.min(first + TOGETHER * BAND)).step_by(BAND).collect();
             let moved = pool.map(starts.len(), |i| {
@@ -50,7 +50,7 @@ pub fn best(grid: &Grid, problem: &Problem<'_>, pool: &Pool) -> (Vec<Row>, f64) 
                 let among: Vec<f32> = own.clone().flat_map(|r| &outputs[r * count..][own.clone()]).copied().collect();
                 let mut band = rows[own.clone()].to_vec();
                 let target = &target[own.start * cols..own.end * cols];
-                Rows { grid, problem, target }.descend(&mut band, &mut p, Some(&among), sweep == 0);
+                Rows { grid, problem, target }.descend(&mut band, &mut p, Some(&among));
                 let errors = errors(grid, &band, target);
                 (band, errors)
             });

@@ -49,8 +49,8 @@ impl Rows<'_> {
             return rows.into_iter().zip(losses).collect();
         }
         let mut p = image(&errors(grid, &rows, target), problem.metric.hessian(), problem.cols);
-        for sweep in 0..SWEEPS {
-            self.descend(&mut rows, &mut p, None, sweep == 0);
+        for _ in 0..SWEEPS {
+            self.descend(&mut rows, &mut p, None);
         }
         let errors = errors(grid, &rows, target);
         let losses = errors.chunks_exact(problem.cols).zip(p.chunks_exact(problem.cols)).map(|(e, p)| 0.5 * dot(e, p));
@@ -75,9 +75,9 @@ impl Rows<'_> {
     }
 
     /// One sweep of coordinate descent, given P of the rows and G among them.
-    pub fn descend(self, rows: &mut [Row], p: &mut [f32], outputs: Option<&[f32]>, wide: bool) {
+    pub fn descend(self, rows: &mut [Row], p: &mut [f32], outputs: Option<&[f32]>) {
         let rows = descent::Rows { rows, p, outputs };
-        dispatch(Sweep { grid: self.grid, problem: self.problem, rows, wide });
+        dispatch(Sweep { grid: self.grid, problem: self.problem, rows });
     }
 
     fn losses(self, rows: &[Row]) -> Vec<f64> {
@@ -131,12 +131,11 @@ struct Sweep<'a> {
     grid: &'a Grid,
     problem: &'a Problem<'a>,
     rows: descent::Rows<'a>,
-    wide: bool,
 }
 
 impl Sweep<'_> {
     fn of<S: Simd, L: Nearest>(self, simd: S, levels: L) {
-        descent::descend(simd, self.grid, levels, self.problem.metric, self.rows, self.wide);
+        descent::descend(simd, self.grid, levels, self.problem.metric, self.rows);
     }
 }
 
@@ -179,7 +178,7 @@ mod tests {
                 let mut found = on(isa, Start { rows, method: Method::Best });
                 let mut p = image(&errors(grid, &found, &target), metric.hessian(), cols);
                 let rows = descent::Rows { rows: &mut found, p: &mut p, outputs: None };
-                on(isa, Sweep { grid, problem: &problem, rows, wide: true });
+                on(isa, Sweep { grid, problem: &problem, rows });
                 (isa, found)
             });
             let found: Vec<_> = found.collect();

@@ -37,10 +37,14 @@ pub fn plain<L: Nearest>(grid: &Grid, levels: L, target: &[f32], metric: &Metric
     let mut w = target.to_vec();
     let mut rows = vec![grid.empty(); w.len() / grid.cols()];
     for batch in batches(grid) {
-        let starts: Vec<usize> = batch.clone().filter(|j| j.is_multiple_of(grid.block())).collect();
         each_row(grid, &mut w, &batch, &mut rows, metric, |row, w, errors| {
-            starts.iter().for_each(|j| nearest_scales(grid, row, w, j / grid.block(), false));
-            round(grid, levels, row, w, &batch, metric, errors);
+            let step = grid.block().min(batch.len());
+            for first in batch.clone().step_by(step) {
+                if first.is_multiple_of(grid.block()) {
+                    nearest_scales(grid, row, w, first / grid.block(), false);
+                }
+                round(grid, levels, row, w, first..batch.end.min(first + step), &batch, metric, errors);
+            }
         });
     }
     rows
@@ -73,17 +77,18 @@ fn each_row(
     }
 }
 
-/// Rounds the columns of a batch one after the other, with the scales that the row has.
+/// Rounds some columns of a batch one after the other, with the scales that the row has.
 fn round<L: Nearest>(
     grid: &Grid,
     levels: L,
     row: &mut Row,
     w: &mut [f32],
+    columns: Range<usize>,
     batch: &Range<usize>,
     metric: &Metric,
     errors: &mut [f32],
 ) {
-    for j in batch.clone() {
+    for j in columns {
         let u = metric.u(j);
         let (a, b) = grid.of(row, j / grid.sub);
         let level = if a == 0.0 { row.levels[j] } else { levels.one((w[j] + b) / a) };
@@ -122,7 +127,7 @@ pub fn best<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, target: &[f32]
     for batch in batches(grid) {
         each_row(grid, &mut w, &batch, &mut rows, metric, |row, w, errors| {
             if grid.block() > LARGEST {
-                return round(grid, levels, row, w, &batch, metric, errors);
+                return round(grid, levels, row, w, batch.clone(), &batch, metric, errors);
             }
             simd.run(
                 #[inline(always)]

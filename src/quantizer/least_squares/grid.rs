@@ -207,11 +207,6 @@ impl Grid {
         }
     }
 
-    /// Tensors of the form that hold numbers.
-    pub fn parts(&self) -> usize {
-        if matches!(self.form, Form::Blocks(_)) { 1 } else { 2 }
-    }
-
     /// Bytes of a row in each part.
     pub fn row_bytes(&self) -> Vec<usize> {
         let of = |dtype: Dtype, n: usize| dtype.bytes_of(n as u64).unwrap_or(0) as usize;

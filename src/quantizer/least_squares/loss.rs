@@ -1,6 +1,7 @@
 //! J of what is stored.
 
-use super::grid::Grid;
+use super::grid::{Grid, Row};
+use super::outputs::normalised;
 use super::{BAND, Form, Problem};
 use crate::runtime::kernels::gemm::{View, times};
 use crate::runtime::kernels::tiles::Tile;
@@ -11,16 +12,39 @@ use crate::threads::Pool;
 /// # Panics
 /// If the parts are not those of the problem's matrix in this form.
 pub fn loss(form: Form, problem: &Problem<'_>, parts: &[Vec<u8>], pool: &Pool) -> f64 {
-    let Problem { target, rows, cols, .. } = *problem;
-    let grid = Grid::new(form, problem.dtype, cols);
-    let mut errors = vec![0.0; rows * cols];
-    pool.for_each_chunk(&mut errors, cols, |r, errors| {
-        let bytes: Vec<&[u8]> =
-            grid.row_bytes().iter().zip(parts).map(|(&n, part)| &part[r * n..(r + 1) * n]).collect();
-        grid.values(&grid.read(&bytes), errors);
-        errors.iter_mut().zip(&target[r * cols..]).for_each(|(error, target)| *error -= target);
+    let outputs = problem.outputs.and_then(|outputs| normalised(outputs, problem.rows));
+    let problem = Problem { outputs: outputs.as_deref(), ..*problem };
+    let grid = Grid::new(form, problem.dtype, problem.cols);
+    let rows = pool.map(problem.rows, |r| {
+        let sizes = grid.row_bytes();
+        let bytes: Vec<&[u8]> = sizes.iter().zip(parts).map(|(&n, part)| &part[r * n..(r + 1) * n]).collect();
+        grid.read(&bytes)
     });
-    of_errors(problem, &errors, pool)
+    of_rows_found(&grid, &problem, &rows, pool)
+}
+
+/// J of rows as they are stored.
+pub fn of_rows_found(grid: &Grid, problem: &Problem<'_>, rows: &[Row], pool: &Pool) -> f64 {
+    let cols = problem.cols;
+    let mut all = vec![0.0; rows.len() * cols];
+    pool.for_each_chunk(&mut all, BAND * cols, |band, out| {
+        let first = band * BAND;
+        let count = out.len() / cols;
+        let target = &problem.target[first * cols..][..out.len()];
+        out.copy_from_slice(&errors(grid, &rows[first..first + count], target));
+    });
+    of_errors(problem, &all, pool)
+}
+
+/// E = W − Q of some rows.
+pub fn errors(grid: &Grid, rows: &[Row], target: &[f32]) -> Vec<f32> {
+    let mut errors = vec![0.0; target.len()];
+    for ((errors, target), row) in errors.chunks_exact_mut(grid.cols()).zip(target.chunks_exact(grid.cols())).zip(rows)
+    {
+        grid.values(row, errors);
+        errors.iter_mut().zip(target).for_each(|(error, target)| *error = target - *error);
+    }
+    errors
 }
 
 /// J of the errors E. The terms of a row are summed in their order, rows in theirs.

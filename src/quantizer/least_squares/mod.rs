@@ -9,12 +9,15 @@
 //! - [`grid`]: what a form can store, every form alike.
 
 mod candidates;
+mod descent;
 mod gptq;
 mod grid;
 mod inverse;
 mod levels;
 mod loss;
 mod metric;
+mod outputs;
+mod rows;
 mod values;
 
 #[cfg(test)]
@@ -23,11 +26,9 @@ mod tests;
 use formats::Dtype;
 
 use super::{Blocks, Codes, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
-use crate::simd::{Simd, Task, dispatch};
 use crate::threads::Pool;
 
-use grid::{Grid, Levels, Row};
-use levels::Nearest;
+use grid::Grid;
 pub use loss::loss;
 pub use metric::Metric;
 pub use values::values;
@@ -86,7 +87,8 @@ pub struct Problem<'a> {
     pub dtype: Dtype,
     /// H + δI.
     pub metric: &'a Metric,
-    /// G `[rows, rows]`, symmetric and positive definite; the identity if absent.
+    /// G `[rows, rows]`, symmetric, without negative eigenvalues, in any unit: its mean diagonal is made 1 and a little of the
+    /// identity added. The identity if absent.
     pub outputs: Option<&'a [f64]>,
 }
 
@@ -110,36 +112,6 @@ pub struct Solution {
     pub loss: f64,
 }
 
-/// Some rows that are quantized by themselves.
-struct Rows<'a> {
-    grid: &'a Grid,
-    target: &'a [f32],
-    metric: &'a Metric,
-    method: Method,
-}
-
-impl Rows<'_> {
-    fn of<S: Simd, L: Nearest>(self, simd: S, levels: L) -> Vec<Row> {
-        let Self { grid, target, metric, method } = self;
-        match method {
-            Method::Gptq => gptq::plain(grid, levels, target, metric),
-            Method::Best => gptq::best(simd, grid, levels, target, metric),
-        }
-    }
-}
-
-impl Task for Rows<'_> {
-    type Output = Vec<Row>;
-
-    fn run<S: Simd>(self, simd: S) -> Vec<Row> {
-        match self.grid.levels {
-            Levels::Integers(low, high) => self.of(simd, levels::Integers(low, high)),
-            Levels::Nonlinear => self.of(simd, levels::Table),
-            Levels::Fp8 => self.of(simd, levels::Fp8),
-        }
-    }
-}
-
 /// Rows of a band. Each row is quantized by itself; a fixed number, so that products of bands do not depend on the threads.
 const BAND: usize = 64;
 
@@ -151,15 +123,15 @@ const BAND: usize = 64;
 pub fn solve(form: Form, problem: &Problem<'_>, method: Method, pool: &Pool) -> Solution {
     let Problem { target, rows, cols, .. } = *problem;
     assert!(target.len() == rows * cols && problem.metric.cols() == cols, "a number for each row and column");
+    let outputs = problem.outputs.and_then(|outputs| outputs::normalised(outputs, rows));
+    let problem = Problem { outputs: outputs.as_deref(), ..*problem };
     let grid = Grid::new(form, problem.dtype, cols);
-    let bands = pool.map(rows.div_ceil(BAND), |band| {
-        let target = &target[band * BAND * cols..rows.min((band + 1) * BAND) * cols];
-        dispatch(Rows { grid: &grid, target, metric: problem.metric, method })
-    });
-    let mut parts: Vec<Vec<u8>> = vec![Vec::new(); grid.parts()];
-    for row in bands.iter().flatten() {
-        grid.write(row, &mut parts);
-    }
-    let loss = loss(form, problem, &parts, pool);
+    let found = match (method, problem.outputs) {
+        (Method::Best, Some(_)) => outputs::best(&grid, &problem, pool),
+        _ => rows::each_band(&grid, &problem, pool, |rows| rows.solve(method)),
+    };
+    let mut parts: Vec<Vec<u8>> = grid.row_bytes().into_iter().map(|n| Vec::with_capacity(n * rows)).collect();
+    found.iter().for_each(|row| grid.write(row, &mut parts));
+    let loss = loss::of_rows_found(&grid, &problem, &found, pool);
     Solution { parts, loss }
 }

@@ -212,9 +212,9 @@ impl Search<'_> {
         let mut largest: Vec<usize> = (0..self.candidates.things.len()).collect();
         largest.sort_by_key(|thing| std::cmp::Reverse(self.candidates.things[*thing].elements));
         for thing in largest.into_iter().take(LARGEST) {
-            while choice[thing] > 0 {
+            while let Some(way) = self.candidates.smaller(thing, choice[thing]) {
                 let mut smaller = choice.clone();
-                smaller[thing] -= 1;
+                smaller[thing] = way;
                 if self.measure(&smaller)? > most {
                     break;
                 }

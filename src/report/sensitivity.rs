@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::terminal::{table, text_of};
 use super::{SCHEMA, path};
 use crate::pipeline::bits::{Candidates, Thing};
+use crate::recipe::Scheme;
 
 /// What `compress inspect --sensitivity --json` prints.
 #[derive(Debug, Clone, Serialize)]
@@ -51,7 +52,7 @@ impl SensitivityReport {
                 .ways
                 .iter()
                 .map(|way| Type {
-                    scheme: way.scheme.name(),
+                    scheme: way.scheme.map_or("keep", Scheme::name),
                     stored_as: way.encoding.clone(),
                     bytes: way.bytes,
                     divergence: way.harm,

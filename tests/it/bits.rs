@@ -123,21 +123,24 @@ fn the_smallest_file_within_a_divergence_holds_it_and_a_smaller_type_would_not()
     assert!(kl(&report) <= most && kl(&report) > 0.6 * most, "{}", kl(&report));
     // With the largest tensor one step smaller it is above: by a recipe that says so.
     let chosen = types(&bench.at("kl.gguf"));
-    let steps = ["Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "IQ4_NL", "Q5_0", "Q5_K", "Q6_K", "Q8_0", "F16"];
-    let schemes = ["q2_k", "q3_k_s", "iq4_xs", "q4_k_s", "iq4_nl", "q5_0", "q5_k_s", "q6_k", "q8_0", "f16"];
-    let at = |kind: &str| steps.iter().position(|step| *step == kind);
-    let largest = chosen.iter().find(|(name, _)| name.contains("embed_tokens")).unwrap();
+    // Each type, its scheme, and the scheme of the next smaller one.
+    let kinds = [
+        ("Q3_K", "q3_k_s", "q2_k"),
+        ("IQ4_XS", "iq4_xs", "q3_k_s"),
+        ("Q4_K", "q4_k_s", "iq4_xs"),
+        ("IQ4_NL", "iq4_nl", "iq4_xs"),
+        ("Q5_0", "q5_0", "q4_k_s"),
+        ("Q5_K", "q5_k_s", "q4_k_s"),
+        ("Q6_K", "q6_k", "q5_k_s"),
+        ("Q8_0", "q8_0", "q6_k"),
+        ("F16", "f16", "q8_0"),
+        ("Q2_K", "q2_k", "q2_k"),
+    ];
     let mut rules = String::new();
     for (name, kind) in &chosen {
-        let Some(mut step) = at(kind) else { continue };
-        if name == largest.0 {
-            step -= 1;
-            // Types of equally many bytes are no step.
-            if matches!(steps[step], "Q4_K") && kind == "IQ4_NL" {
-                step -= 1;
-            }
-        }
-        rules += &format!("[[rule]]\nname = '^{}$'\nscheme = \"{}\"\n", name.replace('.', "\\."), schemes[step]);
+        let Some((_, own, smaller)) = kinds.iter().find(|(known, ..)| known == kind) else { continue };
+        let scheme = if name.contains("embed_tokens") { smaller } else { own };
+        rules += &format!("[[rule]]\nname = '^{}$'\nscheme = \"{scheme}\"\n", name.replace('.', "\\."));
     }
     let recipe = bench.at("recipe.toml");
     std::fs::write(&recipe, rules).unwrap();

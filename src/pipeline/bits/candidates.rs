@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::knapsack::{self, Cost};
 use crate::calibration::shared_input;
-use crate::family::Part;
+use crate::family::{Part, Slot};
 use crate::loader::Checkpoint;
 use crate::pipeline::Result;
 use crate::quantizer::Method;
@@ -45,8 +45,8 @@ pub struct Thing {
 /// A way to store tensors.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The scheme.
-    pub scheme: Scheme,
+    /// The scheme; `None` if they are kept as they are.
+    pub scheme: Option<Scheme>,
     /// What it makes of them, in words.
     pub encoding: String,
     /// What makes it.
@@ -79,6 +79,12 @@ fn uniform(scheme: Scheme) -> Recipe {
     Recipe { rules: vec![Rule::scheme(scheme)], blocks, ..Recipe::default() }
 }
 
+/// Whether it is known what errors of this slot's matrix do.
+fn is_matrix(slot: Slot) -> bool {
+    use Slot::{AttnK, AttnOut, AttnQ, AttnV, FfnDown, FfnGate, FfnUp, Head, TokenEmbedding};
+    matches!(slot, AttnQ | AttnK | AttnV | AttnOut | FfnGate | FfnUp | FfnDown | Head | TokenEmbedding)
+}
+
 impl Candidates {
     /// Looks at an output's headers. Codes will be looked for by `method`.
     ///
@@ -98,7 +104,7 @@ impl Candidates {
             for (scheme, plan) in &plans {
                 let step = &plan.steps[at];
                 let way = Way {
-                    scheme: *scheme,
+                    scheme: step.decision.rule.map(|_| *scheme),
                     encoding: step.encoding.name(),
                     form: step.treatment,
                     bytes: step.output_bytes(plan),
@@ -124,7 +130,7 @@ impl Candidates {
                     expert: *expert,
                 }));
             }
-            if ways.len() < 2 || places.is_empty() {
+            if ways.len() < 2 || places.is_empty() || !places.iter().all(|place| is_matrix(place.slot)) {
                 rest[0] += ways.first().map_or(0, |way| way.bytes);
                 rest[1] += first.elements();
                 continue;
@@ -162,6 +168,13 @@ impl Candidates {
         knapsack::smallest(&self.costs())
     }
 
+    /// The next smaller way of a thing: of equally many bytes the least harmful.
+    pub fn smaller(&self, thing: usize, way: usize) -> Option<usize> {
+        let ways = &self.things[thing].ways;
+        let less = (0..ways.len()).filter(|other| ways[*other].bytes < ways[way].bytes);
+        less.max_by(|a, b| ways[*a].bytes.cmp(&ways[*b].bytes).then(ways[*b].harm.total_cmp(&ways[*a].harm)))
+    }
+
     /// The choice that harms least within so many bytes of these tensors.
     pub fn within(&self, bytes: u64) -> Vec<usize> {
         knapsack::within(&self.costs(), bytes)
@@ -195,7 +208,7 @@ impl Candidates {
         for (thing, way) in self.things.iter().zip(choice) {
             for name in &thing.names {
                 let pattern = Regex::new(&format!("^{}$", regex::escape(name))).ok();
-                rules.push(Rule { name: pattern, role: None, scheme: Some(thing.ways[*way].scheme), prune: None });
+                rules.push(Rule { name: pattern, role: None, scheme: thing.ways[*way].scheme, prune: None });
             }
         }
         let blocks = BlockOptions {

@@ -396,7 +396,9 @@ impl Chooser<'_> {
         let before = found.len();
         for alike in matrices.chunk_by(|a, b| shared_input(a.place) == shared_input(b.place)) {
             let pair = inputs.remove(&shared_input(alike[0].place));
-            let known = pair.and_then(|pair| Known::new(pair, &self.job.pool));
+            // The paper's.
+            let damping = (self.options.method == Method::Gptq).then_some(0.01);
+            let known = pair.and_then(|pair| Known::new(pair, damping, &self.job.pool));
             for matrix in alike {
                 self.job.cancel.check()?;
                 self.choose(matrix, known.as_ref(), found)?;

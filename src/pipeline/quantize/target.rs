@@ -80,11 +80,13 @@ fn damping(tokens: u64, cols: usize) -> f64 {
 }
 
 impl Known {
-    /// From sums; `None` if they say nothing.
-    pub fn new(pair: Pair, pool: &Pool) -> Option<Self> {
+    /// From sums; `None` if they say nothing. `share` of the mean of H's diagonal is added to it, or as much as
+    /// the number of tokens asks for.
+    pub fn new(pair: Pair, share: Option<f64>, pool: &Pool) -> Option<Self> {
         let (cols, tokens) = (pair.learned.inputs.cols, pair.learned.inputs.rows);
         let (hessian, learned) = Moments::of(pair.learned, pool)?;
-        let metric = Metric::new(hessian, cols, damping(tokens, cols), pool)?;
+        let share = share.unwrap_or_else(|| damping(tokens, cols));
+        let metric = Metric::new(hessian, cols, share, pool)?;
         let held = Moments::of(pair.held, pool).map(|(hessian, moments)| (narrow(hessian), moments));
         Some(Self { cols, metric, tokens, learned, held })
     }

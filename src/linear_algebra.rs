@@ -1,9 +1,12 @@
-//! The little of linear algebra that pruning and quantizing need, by the crate `faer`, in f64 and on the caller's thread.
+//! The little of linear algebra that pruning and quantizing need, by the crate `faer`, in f64; on the caller's thread where no pool is
+//! given.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::prelude::Solve;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+
+use crate::threads::Pool;
 
 /// out += factor · a · b: a is `[m, k]`, b `[k, n]` with rows `stride` apart, out `[m, n]` with rows `out_stride` apart.
 pub fn add_product(
@@ -56,6 +59,72 @@ pub fn inverse_factor(a: &[f64], n: usize, delta: f64) -> Option<Vec<f64>> {
         }
     }
     Some(u)
+}
+
+/// Rows and columns of a tile of [`inverse_factor_on`]; a fixed number, so that threads do not change sums.
+const TILE: usize = 512;
+
+/// [`inverse_factor`] of a large matrix, on all threads.
+pub fn inverse_factor_on(a: &[f64], n: usize, delta: f64, pool: &Pool) -> Option<Vec<f64>> {
+    if n <= 2 * TILE { inverse_factor(a, n, delta) } else { by_tiles(a, n, delta, TILE, pool) }
+}
+
+/// As [`inverse_factor`], tile by tile: first L, of which a tile's columns are taken from all that is behind them as soon as they
+/// are known; then its inverse X from the rows above, X_i = L_ii⁻¹ (I − Σ L_ik X_k).
+fn by_tiles(a: &[f64], n: usize, delta: f64, tile: usize, pool: &Pool) -> Option<Vec<f64>> {
+    let mut l: Vec<f64> = a.iter().rev().copied().collect();
+    (0..n).for_each(|i| l[i * n + i] += delta);
+    let mut diagonal = Vec::new();
+    for first in (0..n).step_by(tile) {
+        let width = tile.min(n - first);
+        let own = Mat::from_fn(width, width, |i, j| l[(first + i) * n + first + j]);
+        let factors = own.llt(Side::Lower).ok()?;
+        let mut inverse = Mat::<f64>::zeros(width, width);
+        invert_lower_triangular(inverse.as_mut(), factors.L(), Par::Seq);
+        let lower = |i: usize, j: usize| if j <= i { inverse[(i, j)] } else { 0.0 };
+        let turned: Vec<f64> = (0..width * width).map(|at| lower(at % width, at / width)).collect();
+        diagonal.push((0..width * width).map(|at| lower(at / width, at % width)).collect::<Vec<_>>());
+        // The tiles below: A_i L_kk⁻ᵀ.
+        let below = first + width;
+        let rest = n - below;
+        pool.for_each_chunk(&mut l[below * n..], tile * n, |_, rows| {
+            let count = rows.len() / n;
+            let old: Vec<f64> = rows.chunks_exact(n).flat_map(|row| &row[first..below]).copied().collect();
+            rows.chunks_exact_mut(n).for_each(|row| row[first..below].fill(0.0));
+            add_product(&mut rows[first..], n, &old, (&turned, width), (count, width, width), 1.0);
+        });
+        let panel: Vec<f64> = l[below * n..].chunks_exact(n).flat_map(|row| &row[first..below]).copied().collect();
+        let across: Vec<f64> = (0..width * rest).map(|at| panel[at % rest * width + at / rest]).collect();
+        pool.for_each_chunk(&mut l[below * n..], tile * n, |i, rows| {
+            let (start, count) = (i * tile, rows.len() / n);
+            let shape = (count, width, start + count);
+            add_product(&mut rows[below..], n, &panel[start * width..], (&across, rest), shape, -1.0);
+        });
+    }
+    let mut x = vec![0.0; n * n];
+    for (at, inverse) in diagonal.iter().enumerate() {
+        let first = at * tile;
+        let width = tile.min(n - first);
+        let columns = pool.map(at, |j| {
+            let left = j * tile;
+            let (depth, rows) = (first - left, first..first + width);
+            let l: Vec<f64> = rows.flat_map(|i| &l[i * n + left..i * n + first]).copied().collect();
+            let mut sum = vec![0.0; width * tile];
+            add_product(&mut sum, tile, &l, (&x[left * n + left..], n), (width, depth, tile), -1.0);
+            let mut found = vec![0.0; width * tile];
+            add_product(&mut found, tile, inverse, (&sum, tile), (width, width, tile), 1.0);
+            found
+        });
+        for i in 0..width {
+            let row = &mut x[(first + i) * n..][..first + width];
+            for (to, found) in row.chunks_mut(tile).zip(&columns) {
+                to.copy_from_slice(&found[i * tile..][..tile]);
+            }
+            row[first..].copy_from_slice(&inverse[i * width..(i + 1) * width]);
+        }
+    }
+    x.reverse();
+    x.iter().all(|x| x.is_finite()).then_some(x)
 }
 
 /// The largest eigenvalue of a symmetric matrix without negative ones, or a little more. For large matrices by iteration,
@@ -115,6 +184,19 @@ mod tests {
             assert!(at / n <= at % n || u[at] == 0.0);
         }
         assert!(inverse_factor(&[0.0; 4], 2, 0.0).is_none());
+    }
+
+    #[test]
+    fn tiles_give_the_same_factor_on_any_number_of_threads() {
+        for (n, tile) in [(7, 2), (20, 6), (24, 8), (5, 8)] {
+            let a = definite(n);
+            let whole = inverse_factor(&a, n, 0.25).unwrap();
+            let tiles = by_tiles(&a, n, 0.25, tile, &Pool::new(1)).unwrap();
+            assert_eq!(tiles, by_tiles(&a, n, 0.25, tile, &Pool::new(3)).unwrap());
+            assert!(tiles.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-9), "{n} in {tile}");
+        }
+        assert!(by_tiles(&[0.0; 25], 5, 0.0, 2, &Pool::new(1)).is_none());
+        assert_eq!(inverse_factor_on(&[4.0], 1, 0.0, &Pool::new(1)), Some(vec![0.5]));
     }
 
     #[test]

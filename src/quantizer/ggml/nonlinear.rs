@@ -93,7 +93,7 @@ fn weigh<S: Simd>(simd: S, x: &Columns<S, 32>, weights: Option<&[[f32; 32]]>, si
     }
 }
 
-pub fn iq4_nl<S: Simd>(simd: S, row: &Row, out: &mut [[u8; 18]]) {
+pub(super) fn iq4_nl<S: Simd>(simd: S, row: &Row, out: &mut [[u8; 18]]) {
     let x = row.blocks::<32>();
     assert_eq!(x.len(), out.len(), "as many blocks");
     let weights = row.weight_blocks();
@@ -114,7 +114,7 @@ pub fn iq4_nl<S: Simd>(simd: S, row: &Row, out: &mut [[u8; 18]]) {
     );
 }
 
-pub fn iq4_xs(simd: impl Simd, row: &Row, out: &mut [[u8; 136]]) {
+pub(super) fn iq4_xs(simd: impl Simd, row: &Row, out: &mut [[u8; 136]]) {
     /// Super-blocks that are handled at once, and sub-blocks of one.
     const GROUP: usize = W / SUB;
     const SUB: usize = 8;

@@ -362,10 +362,11 @@ impl<S: Simd> Work<S> {
         let first = b * n - block.columns.start;
         let own = first..first + n;
         let mut units = [[0.0f32; LARGEST]; 2];
-        for k in 0..n {
-            let j = (b * n + k) / grid.sub;
-            units[0][k] = row.scales[j] as f32 * row.levels[b * n + k];
-            units[1][k] = -(row.mins[j] as f32);
+        let [products, mins] = &mut units;
+        for (k, (product, min)) in (b * n..(b + 1) * n).zip(products.iter_mut().zip(mins)) {
+            let j = k / grid.sub;
+            *product = row.scales[j] as f32 * row.levels[k];
+            *min = -(row.mins[j] as f32);
         }
         let with_min = matches!(grid.minima, Minima::Multiples(_));
         let width = block.columns.len();

@@ -1,6 +1,6 @@
 //! What errors of the weights of a row cost together.
 
-use crate::linear_algebra::inverse_factor;
+use crate::linear_algebra::inverse_factor_on;
 use crate::threads::Pool;
 
 /// H + δI, which matrices of one input share.
@@ -18,7 +18,6 @@ impl Metric {
     /// all inputs were zero, or are no numbers.
     pub fn new(hessian: Vec<f64>, cols: usize, damping: f64, pool: &Pool) -> Option<Self> {
         assert_eq!(hessian.len(), cols * cols, "a symmetric matrix");
-        let _ = pool;
         let mean = (0..cols).map(|i| hessian[i * cols + i]).sum::<f64>() / cols.max(1) as f64;
         if !(mean > 0.0 && mean.is_finite()) {
             return None;
@@ -26,7 +25,7 @@ impl Metric {
         // What rounding of the sums made indefinite becomes definite with a little more of the identity.
         let mut delta = damping.max(1e-7) * mean;
         let u = loop {
-            match inverse_factor(&hessian, cols, delta) {
+            match inverse_factor_on(&hessian, cols, delta, pool) {
                 Some(u) if u.iter().all(|u| u.is_finite()) => break u,
                 _ if delta < mean => delta *= 10.0,
                 _ => return None,

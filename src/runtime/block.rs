@@ -64,6 +64,8 @@ pub(super) struct Group<'a> {
     pub starts: &'a [usize],
     /// The positions of their first rows.
     pub firsts: &'a [usize],
+    /// Tokens of their texts: those that were before, these, and those that are known to follow.
+    pub lengths: &'a [usize],
     /// Rows that linear layers take at a time.
     pub chunk: usize,
     pub cancel: &'a Cancel,
@@ -189,8 +191,9 @@ impl Block {
             k_norm.apply(&mut k, context.pool);
         }
         if let Some(rotation) = rotation {
-            rotation.apply(&mut q, a.shape.head_dim, group.starts, group.firsts, context.pool);
-            rotation.apply(&mut k, a.shape.head_dim, group.starts, group.firsts, context.pool);
+            for x in [&mut q, &mut k] {
+                rotation.apply(x, a.shape.head_dim, group.starts, group.firsts, group.lengths, context.pool);
+            }
         }
         group.cancel.check()?;
         match past {

@@ -8,6 +8,7 @@ use super::model::{Context, Embedding, Head, Model};
 use super::observer::Unobserved;
 use super::sampler::Sampler;
 use super::{Activations, Cache, Error, Scratch};
+use crate::family::{Position, RopeScaling};
 use crate::job::Job;
 
 /// New tokens that go through the model together.
@@ -27,6 +28,8 @@ pub struct Session<'a> {
     limit: usize,
     /// By layer and sequence.
     caches: Vec<Vec<Cache>>,
+    /// Where long texts turn keys otherwise than short ones: the length that they exceed, and the text of each sequence.
+    turning: Option<(usize, Vec<Vec<u32>>)>,
     scratch: Scratch,
 }
 
@@ -81,6 +84,7 @@ impl<'a> Session<'a> {
             hidden: t.hidden,
             limit: positions,
             caches: (0..t.layers).map(|_| (0..sequences).map(|_| cache()).collect()).collect(),
+            turning: turning(&t.position).map(|original| (original, vec![Vec::new(); sequences])),
             scratch: Scratch::default(),
         })
     }
@@ -98,6 +102,23 @@ impl<'a> Session<'a> {
     /// Forgets all tokens, so that other texts can begin.
     pub fn restart(&mut self) {
         self.caches.iter_mut().flatten().for_each(Cache::clear);
+        self.turning.iter_mut().flat_map(|(_, texts)| texts).for_each(Vec::clear);
+    }
+
+    /// The tokens to go through the model: the new ones, and where they make a text a long one whose keys turn otherwise from
+    /// the first on, its whole text again.
+    fn again(&mut self, tokens: &[Vec<u32>]) -> Vec<Vec<u32>> {
+        let mut all = tokens.to_vec();
+        let Some((original, texts)) = &mut self.turning else { return all };
+        for (sequence, (text, new)) in texts.iter_mut().zip(&mut all).enumerate() {
+            let was_short = (1..=*original).contains(&text.len());
+            text.extend_from_slice(new);
+            if was_short && text.len() > *original {
+                new.clone_from(text);
+                self.caches.iter_mut().for_each(|caches| caches[sequence].clear());
+            }
+        }
+        all
     }
 
     /// Continues each sequence with its new tokens, which may be none, and returns the logits after its last one, `[vocab]`;
@@ -118,6 +139,8 @@ impl<'a> Session<'a> {
                 return Err(Error::TooLong { length, limit: self.limit });
             }
         }
+        let tokens = &self.again(tokens);
+        let lengths: Vec<usize> = tokens.iter().enumerate().map(|(i, new)| self.len(i) + new.len()).collect();
         let mut logits = vec![Vec::new(); tokens.len()];
         let mut done = 0;
         let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
@@ -125,7 +148,7 @@ impl<'a> Session<'a> {
         while done < longest {
             let piece = |new: &Vec<u32>| new[done.min(new.len())..new.len().min(done + step)].to_vec();
             let pieces: Vec<Vec<u32>> = tokens.iter().map(piece).collect();
-            let hidden = self.forward(&pieces)?;
+            let hidden = self.forward(&pieces, &lengths)?;
             done += step;
             let (mut end, mut last, mut complete) = (0, Vec::new(), Vec::new());
             for (sequence, (piece, new)) in pieces.iter().zip(tokens).enumerate() {
@@ -144,8 +167,8 @@ impl<'a> Session<'a> {
         Ok(logits)
     }
 
-    /// New tokens through all blocks: their hidden states.
-    fn forward(&mut self, tokens: &[Vec<u32>]) -> Result<Vec<f32>, Error> {
+    /// New tokens through all blocks: their hidden states. `lengths` are those of the texts when all new tokens are through.
+    fn forward(&mut self, tokens: &[Vec<u32>], lengths: &[usize]) -> Result<Vec<f32>, Error> {
         let firsts: Vec<usize> = (0..tokens.len()).map(|sequence| self.len(sequence)).collect();
         let mut starts = vec![0];
         tokens.iter().for_each(|new| starts.push(starts[starts.len() - 1] + new.len()));
@@ -153,7 +176,7 @@ impl<'a> Session<'a> {
         let growing = || tokens.iter().zip(&firsts).filter(|(new, _)| !new.is_empty());
         let from = growing().map(|(_, first)| *first).min().unwrap_or(0);
         let to = growing().map(|(new, first)| first + new.len()).max().unwrap_or(0);
-        let group = Group { starts: &starts, firsts: &firsts, chunk: MOST_TOKENS, cancel: &self.job.cancel };
+        let group = Group { starts: &starts, firsts: &firsts, lengths, chunk: MOST_TOKENS, cancel: &self.job.cancel };
         let mut observer = Unobserved;
         for (block, caches) in self.blocks.iter().zip(&mut self.caches) {
             let rotation = block.rotation(from..to);
@@ -176,6 +199,15 @@ impl<'a> Session<'a> {
         self.head.projection.forward(&x, &mut logits, &mut context);
         logits
     }
+}
+
+/// The length beyond which texts turn their keys otherwise, if there is one.
+fn turning(position: &Position) -> Option<usize> {
+    let Position::Rope(ropes) = position else { return None };
+    ropes.iter().find_map(|rope| match rope.scaling {
+        RopeScaling::Long { original_context, .. } => Some(original_context),
+        _ => None,
+    })
 }
 
 /// Continues a prompt by up to `most` tokens, until one of `stop`, and hands each to `each`, stop tokens not.

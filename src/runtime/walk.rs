@@ -153,7 +153,8 @@ impl<'a> Walk<'a> {
             let first = self.starts[windows.start];
             let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
             let rows = first..self.starts[windows.end];
-            let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
+            let lengths: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
+            let group = Group { starts: &starts, firsts: &firsts, lengths: &lengths, chunk, cancel: &self.job.cancel };
             for (number, model, goal, block, rotation) in &moving {
                 let width = model.shape().hidden;
                 let hidden = &mut self.hidden[*number][rows.start * width..rows.end * width];
@@ -195,7 +196,8 @@ impl<'a> Walk<'a> {
             let first = self.starts[windows.start];
             let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
             let rows = first..self.starts[windows.end];
-            let group = Group { starts: &starts, firsts: &firsts, chunk, cancel: &self.job.cancel };
+            let lengths: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
+            let group = Group { starts: &starts, firsts: &firsts, lengths: &lengths, chunk, cancel: &self.job.cancel };
             let mut context = Context { model: number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
             each(rows.clone(), &mut |hidden| block.forward(hidden, &group, rotation.as_ref(), None, &mut context))?;
             self.job.progress.advance(rows.len() as u64);

@@ -48,7 +48,8 @@ fn a_model_returns_from_gguf_as_it_went() {
         let (gguf, back) = (out.path().join("m.gguf"), out.path().join("back"));
         let report = convert(&model, &gguf, &["--json", "--force"]).exits(0).json();
         assert_eq!((&report["check"]["kind"], &report["check"]["passed"]), (&json!("values"), &json!(true)));
-        convert(&gguf, &back, &["--force"]).exits(0);
+        let told = convert(&gguf, &back, &["--force"]).exits(0).stdout;
+        assert!(!told.contains("tokenizer.ggml"), "{told}");
         let name = model.display();
         let (found, expected) = (tensors(&back.join("model.safetensors")), tensors(&model.join("model.safetensors")));
         assert!(found.keys().eq(expected.keys()), "{name}");

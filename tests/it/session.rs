@@ -85,6 +85,44 @@ fn a_batch_of_many_gives_what_each_gives_alone() {
     }
 }
 
+/// LongRoPE turns all of a text by other factors as soon as it is longer than 16 tokens here: token by token, in pieces and beside
+/// shorter texts as in one pass.
+#[test]
+fn a_text_that_grows_long_turns_as_a_long_one() {
+    let (model, job) = (model("golden-odd/phi3-long-partial"), Job::new(2));
+    let tokens: Vec<u32> = (0..24u32).map(|i| (i * 37 + 5) % 256).collect();
+    let vocab = model.shape().vocab;
+    let alone = |text: &[u32]| {
+        let logits = forward(&model, text, &job).unwrap().logits;
+        logits[logits.len() - vocab..].to_vec()
+    };
+    let mut session = Session::with_precision(&model, 1, 24, Precision::F32, &job).unwrap();
+    for _ in 0..2 {
+        for at in 0..tokens.len() {
+            let step = session.extend(&[vec![tokens[at]]]).unwrap().concat();
+            let most = difference(&step, &alone(&tokens[..=at]));
+            assert!(most <= 1e-4, "{at}: {most}");
+        }
+        session.restart();
+    }
+    // With so many sequences eight tokens of each go through together.
+    let mut many = Session::with_precision(&model, 64, 24, Precision::F32, &job).unwrap();
+    let texts: Vec<Vec<u32>> = (0..64).map(|i| tokens[..[24, 10][i % 2]].to_vec()).collect();
+    let found = many.extend(&texts).unwrap();
+    for (text, found) in texts.iter().zip(&found).take(2) {
+        assert!(difference(found, &alone(text)) <= 1e-4);
+    }
+    let mut walked = Vec::new();
+    let windows = [tokens.clone(), tokens[..10].to_vec()];
+    let mut unobserved = runtime::Unobserved;
+    runtime::walk::language(&[&model], &windows, &job, "test", &mut unobserved, |_, logits| {
+        walked.extend_from_slice(logits[0]);
+    })
+    .unwrap();
+    assert!(difference(&walked[23 * vocab..][..vocab], &alone(&tokens)) <= 1e-4);
+    assert!(difference(&walked[33 * vocab..], &alone(&tokens[..10])) <= 1e-4);
+}
+
 #[test]
 fn a_long_prompt_is_taken_in_pieces() {
     let (model, job) = (model("kjv-nano"), Job::new(2));

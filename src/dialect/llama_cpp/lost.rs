@@ -15,6 +15,7 @@ const OF_ALL: &[&str] = &[
     "tokenizer.chat_template",
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.add_sep_token",
     "tokenizer.ggml.add_space_prefix",
     "tokenizer.ggml.bos_token_id",
     "tokenizer.ggml.cls_token_id",

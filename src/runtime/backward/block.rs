@@ -46,8 +46,8 @@ impl Block {
             raw
         });
         if let Some(rotation) = rotation {
-            rotation.apply(&mut q, a.shape.head_dim, &starts, &[0], pool);
-            rotation.apply(&mut k, a.shape.head_dim, &starts, &[0], pool);
+            rotation.apply(&mut q, a.shape.head_dim, &starts, &[0], &starts[1..], pool);
+            rotation.apply(&mut k, a.shape.head_dim, &starts, &[0], &starts[1..], pool);
         }
         let mut seen = vec![0.0; q.len()];
         a.shape.apply(&q, &k, &v, &starts, &mut seen, context.scratch, pool);
@@ -75,8 +75,8 @@ impl Block {
         let mut of = a.shape.gradient(&tape.q, &tape.k, &tape.v, &tape.seen, &heads, back.scratch, pool);
         if let Some(rotation) = rotation {
             let starts = [0, g.len() / a.out.out_features().max(1)];
-            rotation.gradient(&mut of.q, a.shape.head_dim, &starts, &[0], pool);
-            rotation.gradient(&mut of.k, a.shape.head_dim, &starts, &[0], pool);
+            rotation.gradient(&mut of.q, a.shape.head_dim, &starts, &[0], &starts[1..], pool);
+            rotation.gradient(&mut of.k, a.shape.head_dim, &starts, &[0], &starts[1..], pool);
         }
         if let (Some([q_norm, k_norm]), Some([q, k])) = (&a.head_norms, &tape.raw) {
             q_norm.gradient(q, &mut of.q, pool);

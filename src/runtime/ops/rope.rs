@@ -14,6 +14,8 @@ pub struct Rotation {
     first: usize,
     /// `[positions, half]`: cosine and sine.
     turns: Vec<(f32, f32)>,
+    /// Where long texts turn otherwise: the length that they exceed, and their turns.
+    long: Option<(usize, Vec<(f32, f32)>)>,
 }
 
 /// The angle per position of each pair, in texts of so many positions.
@@ -43,40 +45,66 @@ pub fn frequencies(rope: &Rope, length: usize) -> Vec<f32> {
 }
 
 impl Rotation {
-    /// The rotation of these positions. Of texts that are run together the longest decides which factors hold, where long
-    /// texts have others.
+    /// The rotation of these positions.
     pub fn new(rope: &Rope, positions: Range<usize>) -> Self {
-        let frequencies = frequencies(rope, positions.end);
-        let factor = match rope.scaling {
-            RopeScaling::Long { attention_factor, .. } => f64::from(attention_factor),
-            _ => 1.0,
+        let (factor, original) = match rope.scaling {
+            RopeScaling::Long { attention_factor, original_context, .. } => {
+                (f64::from(attention_factor), Some(original_context))
+            }
+            _ => (1.0, None),
         };
-        let first = positions.start;
-        let turns = positions
-            .flat_map(|position| {
-                frequencies.iter().map(move |frequency| {
-                    // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
-                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                    ((cos * factor) as f32, (sin * factor) as f32)
-                })
-            })
-            .collect();
-        Self { half: frequencies.len(), first, turns }
+        let turns = |length: usize| {
+            let frequencies = frequencies(rope, length);
+            let angles = positions.clone().flat_map(|position| {
+                // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
+                frequencies.iter().map(move |frequency| position as f32 * frequency).collect::<Vec<_>>()
+            });
+            let turn = |angle: f32| {
+                let (sin, cos) = f64::from(angle).sin_cos();
+                ((cos * factor) as f32, (sin * factor) as f32)
+            };
+            angles.map(turn).collect()
+        };
+        let long = original.map(|original| (original, turns(original + 1)));
+        Self { half: rope.dims / 2, first: positions.start, turns: turns(0), long }
     }
 
     /// Rotates each head of each row of `x` `[rows, heads · head_dim]`. `starts` are the rows at which sequences begin, and
-    /// the number of rows; `firsts` the positions of the sequences' first rows.
-    pub fn apply(&self, x: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], pool: &Pool) {
-        self.turn(x, head_dim, starts, firsts, 1.0, pool);
+    /// the number of rows; `firsts` the positions of the sequences' first rows; `lengths` how long their texts are in all.
+    pub fn apply(
+        &self,
+        x: &mut [f32],
+        head_dim: usize,
+        starts: &[usize],
+        firsts: &[usize],
+        lengths: &[usize],
+        pool: &Pool,
+    ) {
+        self.turn(x, head_dim, (starts, firsts, lengths), 1.0, pool);
     }
 
     /// Turns gradients of rotated heads into gradients of the heads: rotates them back, with the same factor. Arguments are
     /// those of [`Rotation::apply`].
-    pub fn gradient(&self, g: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], pool: &Pool) {
-        self.turn(g, head_dim, starts, firsts, -1.0, pool);
+    pub fn gradient(
+        &self,
+        g: &mut [f32],
+        head_dim: usize,
+        starts: &[usize],
+        firsts: &[usize],
+        lengths: &[usize],
+        pool: &Pool,
+    ) {
+        self.turn(g, head_dim, (starts, firsts, lengths), -1.0, pool);
     }
 
-    fn turn(&self, x: &mut [f32], head_dim: usize, starts: &[usize], firsts: &[usize], way: f32, pool: &Pool) {
+    fn turn(
+        &self,
+        x: &mut [f32],
+        head_dim: usize,
+        (starts, firsts, lengths): (&[usize], &[usize], &[usize]),
+        way: f32,
+        pool: &Pool,
+    ) {
         let rows = starts.last().copied().unwrap_or(0);
         let cols = x.len().checked_div(rows).unwrap_or(0);
         if cols == 0 || self.half == 0 {
@@ -88,7 +116,11 @@ impl Rotation {
                 let at = piece * ROWS + i;
                 let sequence = starts.partition_point(|start| *start <= at) - 1;
                 let position = firsts[sequence] + at - starts[sequence];
-                let turns = &self.turns[(position - self.first) * self.half..][..self.half];
+                let turns = match &self.long {
+                    Some((original, long)) if lengths[sequence] > *original => long,
+                    _ => &self.turns,
+                };
+                let turns = &turns[(position - self.first) * self.half..][..self.half];
                 for head in row.chunks_exact_mut(head_dim) {
                     let (first, second) = head.split_at_mut(self.half);
                     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
@@ -127,7 +159,7 @@ mod tests {
             }
         }
         let mut out = x;
-        Rotation::new(&rope, 5..25).apply(&mut out, 8, &starts, &[7, 9, 5], &Pool::new(2));
+        Rotation::new(&rope, 5..25).apply(&mut out, 8, &starts, &[7, 9, 5], &[10, 9, 25], &Pool::new(2));
         close(&out, &expected, 1e-5);
     }
 

@@ -1,8 +1,9 @@
 """Measures `compress MODEL --int8 --no-check`, or `compress convert` without a change of dtype with `--no-check` and with its check,
 against `cp` and `sync` of the same file, and the most anonymous memory in use. All take turns, and every other turn goes
-backwards, so that nobody always writes after the same neighbour. Needs nothing but Python, on Linux.
+backwards, so that nobody always writes after the same neighbour. Needs nothing but Python, on Linux. MODEL.onnx with its constants in
+MODEL.onnx.data (`external_onnx.py` makes one) is converted to the same.
 
-Usage: python compress.py PROGRAM MODEL.safetensors [--repeat 5] [--scheme int8 | --convert gguf]"""
+Usage: python compress.py PROGRAM MODEL.safetensors|MODEL.onnx [--repeat 5] [--scheme int8 | --convert gguf]"""
 import argparse
 import os
 import statistics
@@ -44,24 +45,28 @@ def timed(command):
 
 with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
     out = os.path.join(folder, "out." + (a.convert or "safetensors"))
-    commands = {"cp + sync": ["sh", "-c", f"cp '{a.model}' '{out}' && sync"]}
+    beside = [path for path in [a.model + ".data"] if os.path.exists(path)]
+    written_files = [out] + [out + ".data" for _ in beside]
+    copies = " && ".join(f"cp '{path}' '{to}'" for path, to in zip([a.model] + beside, written_files))
+    commands = {"cp + sync": ["sh", "-c", f"{copies} && sync"]}
     if a.convert:
         commands["convert --no-check"] = [a.program, "convert", a.model, out, "--no-check", "-q"]
         commands["convert, checked"] = [a.program, "convert", a.model, out, "-q"]
     else:
         commands[a.scheme] = [a.program, a.model, "--scheme", a.scheme, "--no-check", "-q", "-o", out]
-    subprocess.run(["cat", a.model], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(["cat", a.model] + beside, stdout=subprocess.DEVNULL, check=True)
     seconds, memory, written = {name: [] for name in commands}, dict.fromkeys(commands, 0), {}
     for turn in range(a.repeat):
         for name, command in list(commands.items())[:: -1 if turn % 2 else 1]:
             took, most = timed(command)
             seconds[name].append(took)
             memory[name] = max(memory[name], most)
-            written[name] = os.path.getsize(out)
-            os.remove(out)
+            written[name] = sum(map(os.path.getsize, written_files))
+            for path in written_files:
+                os.remove(path)
         print(", ".join(f"{name} {seconds[name][-1]:.2f} s" for name in commands), flush=True)
     copying = seconds["cp + sync"]
-    print(f"{os.path.getsize(a.model)} bytes in, {os.cpu_count()} cores; medians, and the ratio of each turn to cp + sync:")
+    print(f"{sum(map(os.path.getsize, [a.model] + beside))} bytes in, {os.cpu_count()} cores; medians, and the ratio of each turn to cp + sync:")
     for name in commands:
         ratios = [ours / cp for ours, cp in zip(seconds[name], copying)]
         print(f"{name}: {statistics.median(seconds[name]):.2f} s, ratio {statistics.median(ratios):.2f} "

@@ -1,8 +1,8 @@
 """Measures what reading the same weights costs in each format: `compress check MODEL MODEL`, which compares every number with itself
 and writes nothing, of the safetensors file and of its conversions, in turns, every other one backwards, and the most anonymous
-memory in use. Needs nothing but Python, on Linux.
+memory in use. Needs nothing but Python, on Linux; for onnx (constants in a file beside the graph) also the package onnx.
 
-Usage: python reading.py PROGRAM MODEL.safetensors [--formats npz pt] [--repeat 5]"""
+Usage: python reading.py PROGRAM MODEL.safetensors [--formats npz pt onnx] [--repeat 5]"""
 import argparse
 import os
 import statistics
@@ -40,6 +40,12 @@ with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) 
     os.link(a.model, models["safetensors"])
     for extension in a.formats:
         models[extension] = os.path.join(folder, "model." + extension)
+        if extension == "onnx":
+            import external_onnx
+
+            external_onnx.make(a.model, models[extension])
+            subprocess.run(["cat", models[extension] + ".data"], stdout=subprocess.DEVNULL, check=True)
+            continue
         subprocess.run([a.program, "convert", a.model, models[extension], "-q"], check=True)
     seconds, memory = {name: [] for name in models}, dict.fromkeys(models, 0)
     for model in models.values():

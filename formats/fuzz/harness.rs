@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use modelpress_formats::{Access, Error, Kind, Limits, Payload, Source, gguf, npz, pytorch};
+use modelpress_formats::{Access, Error, Kind, Limits, Payload, Source, gguf, npz, onnx, pytorch};
 
 /// Opens bytes as a weight file, mapped and by offset, and looks at all that they say they hold.
 ///
@@ -57,5 +57,15 @@ fn look(source: &Source, bytes: &[u8]) {
     let _ = pytorch::layout(Path::new("again"), source.tensors());
     if let Payload::Gguf(metadata) = source.payload() {
         let _ = gguf::layout(Path::new("again"), source.tensors(), metadata);
+    }
+    if let Payload::Onnx(model) = source.payload() {
+        let nodes = model.graph().nodes().map(|node| node.proto.output.len()).sum::<usize>();
+        assert!(nodes <= bytes.len() && model.constants().len() <= source.tensors().len());
+        let stored = |tensor| (tensor, onnx::Stored { parts: vec![(0, tensor)], nodes: Vec::new() });
+        let edit = onnx::Edit { constants: (0..source.tensors().len()).map(stored).collect(), ..Default::default() };
+        let (tensors, files) = (source.tensors(), [source.tensors()]);
+        let layouts = onnx::layouts(Path::new("again"), model, tensors, &files, None, &edit).expect("what was read");
+        let spans = layouts[0].spans.iter().zip(tensors);
+        assert!(spans.into_iter().all(|(span, tensor)| tensor.bytes() == Some(span.end - span.start)));
     }
 }

@@ -43,9 +43,11 @@ pub enum Payload {
     None,
     /// GGUF's typed key-value pairs.
     Gguf(gguf::Metadata),
+    /// ONNX's graph.
+    Onnx(onnx::Model),
 }
 
-/// Opens a weight file of any known format, recognised by its content.
+/// Opens a weight file of any known format, recognised by its content; ONNX, which has no mark, also by its name.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if its content breaks its format's rules.
@@ -67,6 +69,8 @@ pub fn open(path: &Path, access: Access, limits: &Limits) -> Result<Arc<Source>>
         }
     } else if magic[0] == 0x80 && magic[2..].starts_with(pytorch::MAGIC) {
         (Format::Pytorch, pytorch::read_legacy(path, &data, limits)?)
+    } else if onnx::is_one(path, &magic) {
+        (Format::Onnx, onnx::read(path, &data, limits)?)
     } else {
         let contents = safetensors::read(path, &data, limits)?;
         (Format::Safetensors, bitmask::unpack(path, &data, contents, limits)?)

@@ -19,12 +19,14 @@ pub enum Shape {
     File,
     /// The target is a folder.
     Folder,
+    /// The target is the first of several files, which lie beside it under their own names.
+    Files,
 }
 
 /// One weight file of the output.
 #[derive(Debug, Clone)]
 pub struct FilePlan {
-    /// Its name within the folder; ignored where the target is the file.
+    /// Its name within the folder; ignored where the target is the only file.
     pub name: String,
     /// Where its bytes go.
     pub layout: Layout,
@@ -53,6 +55,9 @@ impl Sink {
     pub fn create(target: &Path, shape: Shape, plans: Vec<FilePlan>, extra: u64, force: bool) -> Result<Self> {
         let (parent, name) = split(target)?;
         check_target(target, shape, force)?;
+        for plan in plans.iter().skip(1).filter(|_| shape == Shape::Files) {
+            check_target(&parent.join(&plan.name), shape, force)?;
+        }
         let needed = plans.iter().map(|plan| plan.layout.bytes).sum::<u64>() + extra;
         check_room(target, &parent, needed)?;
         let staging = parent.join(format!(".{name}.partial-{}", std::process::id()));
@@ -67,13 +72,13 @@ impl Sink {
             last: None,
             published: false,
         };
-        if shape == Shape::Folder {
+        if shape != Shape::File {
             fs::create_dir(&sink.staging).map_err(Error::io(&sink.staging, "create the folder"))?;
         }
         for plan in plans {
             let path = match shape {
                 Shape::File => sink.staging.clone(),
-                Shape::Folder => sink.staging.join(&plan.name),
+                Shape::Folder | Shape::Files => sink.staging.join(&plan.name),
             };
             let file = OpenOptions::new()
                 .read(true)
@@ -98,9 +103,12 @@ impl Sink {
         check_target(target, shape, force)
     }
 
-    /// Where the output is staged: a file, or a folder.
+    /// Where the output is staged: a file, the first of several, or a folder.
     pub fn staging(&self) -> &Path {
-        &self.staging
+        match (self.shape, self.files.first()) {
+            (Shape::Files, Some((path, ..))) => path,
+            _ => &self.staging,
+        }
     }
 
     /// Writes `bytes` into the span of `tensor` of weight file `file`, from `offset` within the span. May be called from
@@ -175,7 +183,7 @@ impl Sink {
             let synced = last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             synced.map_err(|(file, e)| Error::io(&self.files[file].0, "write")(e))?;
         }
-        if self.shape == Shape::Folder {
+        if self.shape != Shape::File {
             sync_folder(&self.staging)?;
         }
         Ok(())
@@ -185,18 +193,33 @@ impl Sink {
     /// is an error, also if it appeared meanwhile.
     pub fn publish(mut self) -> Result<()> {
         self.settle()?;
-        let renamed = if self.force && exists(&self.target) {
-            replace(&self.staging, &self.target, self.shape)
-        } else {
-            rename_new(&self.staging, &self.target)
-        };
-        renamed.map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => Error::OutputExists { file: self.target.clone() },
-            _ => Error::io(&self.target, "give the output its name")(e),
-        })?;
-        self.published = true;
         let (parent, _) = split(&self.target)?;
+        // What is named by another file gets its name before that one.
+        let beside = self.files.iter().skip(1).filter(|_| self.shape == Shape::Files);
+        let beside = beside.filter_map(|(from, ..)| Some((from.as_path(), parent.join(from.file_name()?))));
+        let mut named: Vec<PathBuf> = Vec::new();
+        for (from, to) in beside.chain([(self.staging(), self.target.clone())]) {
+            if let Err(e) = self.rename(from, &to) {
+                // What nothing names yet is taken back; the error that led here matters more than one of this.
+                named.iter().filter(|_| !self.force).for_each(|path| drop(remove(path)));
+                return Err(e);
+            }
+            named.push(to);
+        }
+        if self.shape == Shape::Files {
+            let _ = remove(&self.staging);
+        }
+        self.published = true;
         sync_folder(&parent)
+    }
+
+    /// Gives what is staged its name.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let renamed = if self.force && exists(to) { replace(from, to, self.shape) } else { rename_new(from, to) };
+        renamed.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Error::OutputExists { file: to.to_owned() },
+            _ => Error::io(to, "give the output its name")(e),
+        })
     }
 }
 
@@ -240,7 +263,7 @@ fn check_target(target: &Path, shape: Shape, force: bool) -> Result<()> {
         Err(Error::NotReplaceable { file: target.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
     };
     match (shape, target.is_dir()) {
-        (Shape::File, true) => refuse("a folder", "a file, since the output is a file"),
+        (Shape::File | Shape::Files, true) => refuse("a folder", "a file, since the output is a file"),
         (Shape::Folder, false) => refuse("a file", "a folder, since the output is a folder"),
         (Shape::Folder, true) if !looks_like_a_model(target) => refuse(
             "a folder that holds something else",
@@ -304,7 +327,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// Puts `from` in the place of `to`. A folder cannot be renamed over another, so the two are exchanged and the old one,
 /// which then has the staging's name, is removed.
 fn replace(from: &Path, to: &Path, shape: Shape) -> io::Result<()> {
-    if shape == Shape::File {
+    if shape != Shape::Folder {
         return fs::rename(from, to);
     }
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]

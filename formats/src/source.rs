@@ -22,6 +22,8 @@ pub enum Format {
     Npz,
     /// PyTorch's checkpoints: `.pt`, `.pth`, `.bin`.
     Pytorch,
+    /// ONNX: a graph and its constants.
+    Onnx,
 }
 
 impl Format {
@@ -32,6 +34,7 @@ impl Format {
             Format::Gguf => "GGUF",
             Format::Npz => "npz",
             Format::Pytorch => "PyTorch",
+            Format::Onnx => "ONNX",
         }
     }
 }
@@ -57,6 +60,7 @@ pub struct Source {
     payload: Payload,
     data: Data,
     unpacked: Option<Data>,
+    external: Vec<Data>,
     /// Tensors that were read into memory and that somebody still holds.
     held: Mutex<HashMap<usize, Weak<Vec<u8>>>>,
 }
@@ -65,21 +69,22 @@ pub struct Source {
 #[derive(Default)]
 pub(crate) struct Contents {
     pub tensors: Vec<TensorMeta>,
-    /// Byte range of each tensor in the file; one past the file's end lies in `unpacked`, counted from that end.
+    /// Byte range of each tensor in the file; one past the file's end lies in `unpacked`, counted from that end, and one past
+    /// the end of that in the first of `external`, and so on.
     pub places: Vec<Range<u64>>,
     pub metadata: BTreeMap<String, String>,
     pub payload: Payload,
     /// What the file holds compressed or in another order, as tensors hold it.
     pub unpacked: Option<Data>,
+    /// Other files in which tensors lie.
+    pub external: Vec<Data>,
 }
 
 impl Source {
     pub(crate) fn new(path: &Path, format: Format, contents: Contents, data: Data) -> Self {
-        let Contents { tensors, places, metadata, payload, unpacked } = contents;
-        let all = data.len() + unpacked.as_ref().map_or(0, Data::len);
-        debug_assert!(places.iter().all(|place| place.is_empty() || place.end <= all));
+        let Contents { tensors, places, metadata, payload, unpacked, external } = contents;
         let (path, held) = (path.to_owned(), Mutex::default());
-        Self { path, format, tensors, places, metadata, payload, data, unpacked, held }
+        Self { path, format, tensors, places, metadata, payload, data, unpacked, external, held }
     }
 
     /// The path by which the file was opened.
@@ -107,12 +112,18 @@ impl Source {
         &self.payload
     }
 
-    /// Bytes of the whole file.
+    /// Bytes of the whole file, and of others that hold its tensors.
     pub fn file_bytes(&self) -> u64 {
-        self.data.stamp.len
+        self.data.len() + self.external.iter().map(Data::len).sum::<u64>()
     }
 
-    /// The byte range of a tensor in the file. What had to be unpacked or put in order lies past the file's end.
+    /// The other files in which its tensors lie.
+    pub fn external(&self) -> impl Iterator<Item = &Path> {
+        self.external.iter().map(|data| data.path.as_path())
+    }
+
+    /// The byte range of a tensor in the file. What had to be unpacked or put in order, or is in another file, lies past the
+    /// file's end.
     pub fn place(&self, tensor: usize) -> Range<u64> {
         self.places[tensor].clone()
     }
@@ -120,13 +131,15 @@ impl Source {
     /// The data in which a tensor lies, and where.
     fn locate(&self, tensor: usize) -> (&Data, Range<u64>) {
         let place = self.places[tensor].clone();
-        match &self.unpacked {
-            _ if place.is_empty() => (&self.data, 0..0),
-            Some(unpacked) if place.start >= self.data.len() => {
-                (unpacked, place.start - self.data.len()..place.end - self.data.len())
+        let mut start = 0;
+        for data in std::iter::once(&self.data).chain(&self.unpacked).chain(&self.external) {
+            if !place.is_empty() && place.end <= start + data.len() {
+                return (data, place.start - start..place.end - start);
             }
-            _ => (&self.data, place),
+            start += data.len();
         }
+        debug_assert!(place.is_empty(), "a tensor beyond all files");
+        (&self.data, 0..0)
     }
 
     /// The bytes of a tensor, if the file is mapped.
@@ -162,9 +175,13 @@ impl Source {
 
     /// An error if the file's size or time of change is no longer what it was when it was opened.
     pub fn verify_unchanged(&self) -> Result<()> {
-        let now = Stamp::of(&self.data.path).map_err(Error::io(&self.path, "read"))?;
-        if now != self.data.stamp {
-            return Err(Error::Changed { file: self.path.clone() });
+        for (path, data) in
+            std::iter::once((&self.path, &self.data)).chain(self.external.iter().map(|data| (&data.path, data)))
+        {
+            let now = Stamp::of(&data.path).map_err(Error::io(path, "read"))?;
+            if now != data.stamp {
+                return Err(Error::Changed { file: path.clone() });
+            }
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ fn number(name: &str, default: u64) -> u64 {
 /// One test, since what is allocated is counted for the whole process.
 #[test]
 fn damaged_files_are_refused_or_read_and_take_little_memory() {
-    for format in ["gguf", "safetensors", "npz", "pytorch"] {
+    for format in ["gguf", "safetensors", "npz", "pytorch", "onnx"] {
         let seeds = seeds(format);
         assert!(seeds.len() >= 3, "{format} has seeds");
         for (path, bytes) in &seeds {

@@ -170,10 +170,16 @@ pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result
         let named = written.find(&weight.name).filter(|&j| of(j).is_numeric());
         let same =
             |j: &usize| (of(*j).rows, of(*j).cols, of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
+        // What is multiplied by inputs as it is in one file is stored by outputs in the other.
+        let turned =
+            |j: &usize| (of(*j).cols, of(*j).rows, !of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
         let (ours, theirs) = if let Some(j) = named.filter(same) {
             (vec![Piece::whole(i, weight)], vec![Piece::whole(j, of(j))])
         } else if let Some(pieces) = by_slots(written, &serves[i]) {
             pieces
+        } else if let Some(j) = named.filter(turned) {
+            let ours = Piece { rows: 0..weight.cols, transpose: true, ..Piece::whole(i, weight) };
+            (vec![ours], vec![Piece::whole(j, of(j))])
         } else if let Some(j) = named {
             return Err(Error::Shape {
                 file: written.path().to_owned(),

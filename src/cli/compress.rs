@@ -175,6 +175,7 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
         let target = match extension {
             Some("gguf") => Target::File(Format::Gguf),
             Some("safetensors") => Target::File(Format::Safetensors),
+            Some("onnx") if needed != Some(Format::Gguf) => Target::File(Format::Onnx),
             Some("npz") if needed != Some(Format::Gguf) => Target::File(Format::Npz),
             Some("pt" | "pth" | "bin") if needed != Some(Format::Gguf) => Target::File(Format::Pytorch),
             _ if needed == Some(Format::Gguf) => {
@@ -202,6 +203,9 @@ fn target(checkpoint: &Checkpoint, recipe: &Recipe, output: Option<&Path>) -> Re
         }
         (Some(Format::Gguf), false) => {
             (Target::File(Format::Gguf), format!("{}-{suffix}.gguf", part(named.file_stem())))
+        }
+        _ if checkpoint.format() == Format::Onnx => {
+            (Target::File(Format::Onnx), format!("{}-{suffix}.onnx", part(named.file_stem())))
         }
         (_, true) => (Target::Folder, format!("{}-{suffix}", part(named.file_name()))),
         (_, false) => (Target::File(Format::Safetensors), format!("{}-{suffix}.safetensors", part(named.file_stem()))),

@@ -42,6 +42,7 @@ fn target(output: &Path, to: Option<To>) -> Result<Target, Failure> {
     let named = match extension {
         Some("gguf") => Some(Target::File(Format::Gguf)),
         Some("safetensors") => Some(Target::File(Format::Safetensors)),
+        Some("onnx") if to.is_none() => Some(Target::File(Format::Onnx)),
         Some("npz") => Some(Target::File(Format::Npz)),
         Some("pt" | "pth" | "bin") if to.is_none() => Some(Target::File(Format::Pytorch)),
         _ => None,

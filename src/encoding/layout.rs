@@ -26,6 +26,21 @@ pub enum Encoding {
         /// Dtype of the scales.
         scale: Dtype,
     },
+    /// int8 codes and one scale for each column; value = code · scale. For matrices that ONNX stores `[in, out]`: their columns
+    /// are outputs.
+    Int8Cols {
+        /// Dtype of the scales: that of the original weight.
+        scale: Dtype,
+    },
+    /// onnxruntime's MatMulNBits: the codes of [`Encoding::PackedInt`], as bytes and by blocks, and one scale for each block.
+    Blocked {
+        /// Bits of a code: 4 or 8.
+        bits: u8,
+        /// Columns of a block; divides the columns.
+        group: u64,
+        /// Dtype of the scales.
+        scale: Dtype,
+    },
     /// compressed-tensors' `float-quantized`: FP8 codes and one scale for each row.
     Fp8Rows {
         /// Dtype of the scales.
@@ -130,7 +145,10 @@ impl Encoding {
         match self {
             Self::Plain(dtype) => dtype.name().to_owned(),
             Self::Int8Rows { .. } => "int8 per row".to_owned(),
-            Self::PackedInt { bits, group, .. } => format!("int{bits} in groups of {group}"),
+            Self::Int8Cols { .. } => "int8 per column".to_owned(),
+            Self::PackedInt { bits, group, .. } | Self::Blocked { bits, group, .. } => {
+                format!("int{bits} in groups of {group}")
+            }
             Self::Fp8Rows { .. } => "fp8 per row".to_owned(),
             Self::Fp8Tiles { tile, .. } => format!("fp8 per {}×{}", tile.0, tile.1),
             Self::Awq { group } => format!("AWQ int4, groups of {group}"),
@@ -204,6 +222,34 @@ impl Encoding {
                 vec![
                     part(name.to_owned(), Dtype::I8, shape.to_vec(), 1, cols),
                     part(format!("{name}_scale"), scale, scale_shape, 1, 1),
+                ]
+                .into_iter()
+                .collect()
+            }
+            Self::Int8Cols { scale } => vec![
+                part(name.to_owned(), Dtype::I8, shape.to_vec(), 1, cols),
+                // What belongs to the whole belongs to whichever band is the first.
+                part(format!("{name}_scale"), scale, vec![cols], u64::MAX, cols),
+            ]
+            .into_iter()
+            .collect(),
+            Self::Blocked { bits, group, scale } => {
+                let fits = group.is_power_of_two() && group >= 16 && cols.is_multiple_of(group);
+                if shape.len() != 2 || !fits || cols == 0 {
+                    return Err(unfit(&format!(
+                        "a matrix with rows that are a multiple of {group} long, a power of two"
+                    )));
+                }
+                let (blocks, bytes) = (cols / group, group * u64::from(bits) / 8);
+                vec![
+                    part(name.to_owned(), Dtype::U8, vec![rows, blocks, bytes], 1, blocks * bytes),
+                    part(
+                        format!("{name}_scales"),
+                        scale,
+                        vec![rows.checked_mul(blocks).ok_or_else(too_large)?],
+                        1,
+                        blocks,
+                    ),
                 ]
                 .into_iter()
                 .collect()

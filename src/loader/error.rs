@@ -11,7 +11,7 @@ pub enum Error {
     #[error(transparent)]
     Format(#[from] formats::Error),
     /// A folder without weights that this program reads.
-    #[error("{}: found no model.safetensors, no pytorch_model.bin, no index of either, and no single .safetensors, .gguf, .npz or .pt file. Give the folder or the file that holds the weights", folder.display())]
+    #[error("{}: found no model.safetensors, no pytorch_model.bin, no index of either, and no single .safetensors, .gguf, .onnx, .npz or .pt file. Give the folder or the file that holds the weights", folder.display())]
     NoWeights {
         /// The folder.
         folder: PathBuf,

@@ -18,7 +18,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// What folders hold their weights in, best first: the only file, and the file that lists shards.
 const NAMES: [(&str, &str); 2] = [(SINGLE, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
 /// Extensions of weight files, those first that hold nothing else.
-const EXTENSIONS: [&[&str]; 2] = [&["safetensors", "gguf"], &["npz", "pt", "pth", "bin"]];
+const EXTENSIONS: [&[&str]; 2] = [&["safetensors", "gguf", "onnx"], &["npz", "pt", "pth", "bin"]];
 
 /// The weight files of a model.
 #[derive(Debug, Clone)]

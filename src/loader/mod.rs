@@ -9,14 +9,15 @@ mod tokenizer;
 mod view;
 mod weights;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use formats::{Access, Format, Source};
 use serde_json::Value;
 
-use crate::dialect::llama_cpp;
+use crate::dialect::huggingface::key;
+use crate::dialect::{llama_cpp, onnx};
 use crate::encoding::Inputs;
 use crate::family::table::{self, Expected};
 use crate::family::{self, Architecture, Family, Part, Role, RowOrder, Slot};
@@ -59,6 +60,8 @@ pub struct Checkpoint {
     no_family: Option<String>,
     slots: HashMap<SlotKey, Vec<Piece>>,
     foreign: Option<&'static str>,
+    /// Whether it is an ONNX file of ours.
+    exported: bool,
     /// How linear layers take their inputs: what the user wants, else what the config says.
     inputs: Option<Inputs>,
 }
@@ -94,6 +97,7 @@ impl Checkpoint {
             no_family: None,
             slots: HashMap::new(),
             foreign: None,
+            exported: false,
             inputs: options.inputs,
         };
         checkpoint.understand()?;
@@ -103,11 +107,45 @@ impl Checkpoint {
 
     /// From tensors to weights, roles and slots.
     fn understand(&mut self) -> Result<()> {
+        let metadata = self.onnx().map(formats::onnx::Model::metadata).unwrap_or_default();
+        if metadata.contains_key(onnx::own::FAMILY) {
+            let mut exported = Self { exported: true, ..self.clone() };
+            exported.carried(&metadata)?;
+            if exported.understand_tensors().is_ok() && exported.family.is_some() {
+                *self = exported;
+                return Ok(());
+            }
+            // Somebody changed it since; what it is, the graph tells.
+        }
+        self.understand_tensors()
+    }
+
+    /// Takes up the config and the other files that an exported ONNX file carries: those that lie beside it may belong to
+    /// another model.
+    fn carried(&mut self, metadata: &BTreeMap<String, String>) -> Result<()> {
+        let source = self.sources[0].clone();
+        let carried = Companions::carried(source.path(), onnx::own::companions(metadata))?;
+        let config = metadata.get(&key("config.json")).map(|text| Companion::within(source.path(), text.as_str()));
+        let carried = match config.map(|config| config.json()).transpose()? {
+            Some(config) => carried.with_config(source.path().to_owned(), config),
+            None => carried,
+        };
+        let mut beside = std::mem::take(&mut self.companions);
+        beside.config = None;
+        self.companions = carried.or(&beside);
+        Ok(())
+    }
+
+    fn understand_tensors(&mut self) -> Result<()> {
         let declared = self.companions.quantization.as_ref().or_else(|| {
             let config = self.config()?;
             ["quantization_config", "quantization"].into_iter().find_map(|key| config.get(key))
         });
-        let gathered = weights::gather(&self.sources, weights::Declared(declared));
+        let gathered = match self.onnx() {
+            Some(model) => weights::of_graph(onnx::weights(model, self.sources[0].tensors())),
+            None if self.exported => weights::of_graph(onnx::own::weights(self.sources[0].tensors())),
+            None => weights::gather(&self.sources, weights::Declared(declared)),
+        };
         self.weights = gathered.weights;
         self.foreign = gathered.foreign;
         if let Some(gguf) = self.gguf() {
@@ -173,6 +211,12 @@ impl Checkpoint {
             }
             return Ok(());
         }
+        if self.format() == Format::Onnx && !self.exported {
+            // What lies between the layers is in its graph.
+            let why = "it is an ONNX graph, and there is no config.json that names the model's family";
+            self.no_family = Some(why.to_owned());
+            return Ok(());
+        }
         let shapes: Vec<(&str, Vec<usize>)> = self
             .weights
             .iter()
@@ -192,7 +236,8 @@ impl Checkpoint {
     /// Finds the family's tensors, and gives each weight its role and each slot its pieces.
     fn assign_slots(&mut self) -> Result<()> {
         let Some(family) = &self.family else { return Ok(()) };
-        let is_gguf = self.format() == Format::Gguf;
+        let format = self.format();
+        let is_gguf = format == Format::Gguf;
         let experts = match &family.architecture {
             Architecture::Transformer(t) => t.experts.map_or(0, |experts| experts.count),
             Architecture::Chain(_) => 0,
@@ -211,7 +256,12 @@ impl Checkpoint {
             };
             let weight = &mut self.weights[at];
             let shape: Vec<usize> = weight.shape.iter().map(|&d| d as usize).collect();
-            let transposed = expected.transposed && !is_gguf;
+            let transposed = match format {
+                Format::Gguf => false,
+                // As its nodes use it.
+                Format::Onnx if !self.exported => weight.transposed,
+                _ => expected.transposed,
+            };
             let mut wanted = expected.shape.clone();
             if transposed != expected.transposed {
                 wanted.reverse();
@@ -250,6 +300,14 @@ impl Checkpoint {
             self.family = None;
             return Ok(());
         }
+        if format == Format::Onnx {
+            // Exporters name weights as they like.
+            let problem = problems.swap_remove(0);
+            self.no_family =
+                Some(format!("its graph does not name the weights as the config's family does: {problem}"));
+            (self.family, self.slots) = (None, HashMap::new());
+            return Ok(());
+        }
         let config = self.companions.config.as_ref().map_or_else(|| self.path.clone(), |(path, _)| path.clone());
         Err(Error::ConfigMismatch { config, family: family.name.to_owned(), problems })
     }
@@ -258,6 +316,28 @@ impl Checkpoint {
     pub fn gguf(&self) -> Option<&formats::gguf::Metadata> {
         match self.sources.first()?.payload() {
             formats::Payload::Gguf(metadata) => Some(metadata),
+            _ => None,
+        }
+    }
+
+    /// What the first file says of itself, by key: safetensors' metadata, or those of an ONNX file of ours.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        match self.sources.first().map(|source| (source.payload(), source.metadata())) {
+            Some((formats::Payload::Onnx(model), _)) if self.exported => model.metadata(),
+            Some((_, metadata)) => metadata.clone(),
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Whether it is an ONNX file of ours, whose graph its family determines.
+    pub fn is_exported(&self) -> bool {
+        self.exported
+    }
+
+    /// The graph of an ONNX file, if that is all that tells what it computes.
+    pub fn onnx(&self) -> Option<&formats::onnx::Model> {
+        match self.sources.first()?.payload() {
+            formats::Payload::Onnx(model) if !self.exported => Some(model),
             _ => None,
         }
     }
@@ -408,6 +488,7 @@ impl Checkpoint {
             no_family: None,
             slots: HashMap::new(),
             foreign: None,
+            exported: false,
             inputs: self.inputs,
         };
         changed.understand()?;
@@ -449,6 +530,10 @@ impl Checkpoint {
 
     /// How the quantization's config says that linear layers take their inputs, if there is one.
     fn declared_inputs(&self) -> Option<Inputs> {
+        if self.exported {
+            // A graph says it itself, and ours multiply floats.
+            return Some(Inputs::Float);
+        }
         let own =
             self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
         let own: Option<Value> = own.and_then(|text| serde_json::from_str(text).ok());

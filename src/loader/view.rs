@@ -316,7 +316,7 @@ impl OpenPiece {
             Encoding::Plain(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16)) => (Form::Plain(dtype), Inputs::Float),
             Encoding::Plain(dtype) if dtype.is_block() => (Form::Blocks(dtype), Inputs::Int8),
             Encoding::Int8Rows { scale } => (Form::Int8(scales(scale, 1)?), Inputs::Int8),
-            Encoding::PackedInt { bits, group, scale } => {
+            Encoding::PackedInt { bits, group, scale } | Encoding::Blocked { bits, group, scale } => {
                 let group = group as usize;
                 (Form::Packed { bits, group, scales: scales(scale, cols / group)? }, Inputs::Float)
             }
@@ -417,7 +417,18 @@ impl OpenPiece {
                 let scales = read_scales(&self.parts[1], scale, &rows, scales, 1)?;
                 int::unpack_rows(packed, scales, self.stored_cols as usize, out);
             }
-            Encoding::PackedInt { bits, group, scale } => {
+            Encoding::Int8Cols { scale } => {
+                let cols = self.stored_cols as usize;
+                let (layout, bytes) = &self.parts[1];
+                scales.resize(cols, 0.0);
+                f32::decode(scale, bytes.get(layout.bytes_of(&(0..self.stored_rows)), &mut Vec::new())?, scales);
+                for (to, codes) in out.chunks_exact_mut(cols).zip(packed.chunks_exact(cols)) {
+                    for ((x, &code), scale) in to.iter_mut().zip(codes).zip(&*scales) {
+                        *x = T::from_f32(f32::from(code as i8) * scale);
+                    }
+                }
+            }
+            Encoding::PackedInt { bits, group, scale } | Encoding::Blocked { bits, group, scale } => {
                 let (cols, group) = (self.stored_cols as usize, group as usize);
                 let scales = read_scales(&self.parts[1], scale, &rows, scales, cols / group)?;
                 int::unpack_groups(bits, packed, scales, (cols, group), out);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use formats::{Dtype, Source, TensorMeta};
 use serde_json::Value;
 
+use crate::dialect::onnx;
 use crate::encoding::{Encoding, Foreign, PartLayout};
 use crate::family::{Role, RowOrder, guess};
 
@@ -418,6 +419,16 @@ fn weight(name: String, shape: Vec<u64>, encoding: Encoding, tensors: Vec<Tensor
     let role = guess(&name, &shape);
     let weight = Weight::plain(name, role, Dtype::F32, shape, tensors[0]);
     Weight { encoding, tensors, ..weight }
+}
+
+/// The weights of an ONNX file.
+pub fn of_graph(weights: Vec<onnx::Stored>) -> Gathered {
+    let weights = weights.into_iter().map(|stored| {
+        let tensors: Vec<TensorRef> = stored.tensors.iter().map(|&tensor| TensorRef { source: 0, tensor }).collect();
+        let plain = Weight::plain(stored.name, stored.role, Dtype::F32, stored.shape, tensors[0]);
+        Weight { encoding: stored.encoding, tensors, transposed: stored.in_out, ..plain }
+    });
+    Gathered { weights: weights.collect(), foreign: None }
 }
 
 /// Groups the tensors of Hugging Face's dialect into weights.

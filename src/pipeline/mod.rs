@@ -7,6 +7,7 @@ mod error;
 pub mod pack;
 mod prune;
 pub mod reshape;
+mod survey;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -48,7 +49,8 @@ pub fn write(checkpoint: &Checkpoint, plan: &Plan, output: &Path, force: bool, j
     let files =
         plan.files.iter().map(|file| FilePlan { name: file.name.clone(), layout: file.layout.clone() }).collect();
     let bands = Bands::new(plan, job)?;
-    let mut sink = Sink::create(output, shape(plan.target), files, plan.other_bytes(), force)?;
+    let shape = if plan.files.len() > 1 && plan.target != Target::Folder { Shape::Files } else { shape(plan.target) };
+    let mut sink = Sink::create(output, shape, files, plan.other_bytes(), force)?;
     job.progress.begin("write", checkpoint.bytes());
     let tally = run(checkpoint, plan, &bands, &sink, job);
     job.progress.end();
@@ -98,7 +100,8 @@ struct Buffers {
 
 fn run(checkpoint: &Checkpoint, plan: &Plan, bands: &Bands, sink: &Sink, job: &Job) -> Result<Tally> {
     let open = |step: &Step| Ok((checkpoint.view(&step.pieces, Fetch::Bands)?, step.quantizer()));
-    let views = plan.steps.iter().map(open).collect::<formats::Result<Vec<_>>>()?;
+    let mut views = plan.steps.iter().map(open).collect::<formats::Result<Vec<_>>>()?;
+    survey::columns(plan, bands, &mut views, job)?;
     let totals: Vec<Mutex<Notes>> = plan.steps.iter().map(|_| Mutex::new(Notes::default())).collect();
     let spare: Mutex<Vec<Buffers>> = Mutex::new(Vec::new());
     // An error stops what comes after it and not what comes before, so that of several the first is reported, always.
@@ -256,10 +259,10 @@ fn refuse_overflow(checkpoint: &Checkpoint, plan: &Plan, tally: &Tally) -> Resul
 fn refuse_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
     let Ok(target) = output.canonicalize() else { return Ok(()) };
     let refuse = |input: &Path| Err(Error::OutputIsInput { output: output.to_owned(), input: input.to_owned() });
-    for source in checkpoint.sources() {
-        let Ok(input) = source.path().canonicalize() else { continue };
+    for path in checkpoint.sources().iter().flat_map(|source| std::iter::once(source.path()).chain(source.external())) {
+        let Ok(input) = path.canonicalize() else { continue };
         if input.starts_with(&target) || same_file(&input, &target) {
-            return refuse(source.path());
+            return refuse(path);
         }
     }
     match checkpoint.files().folder.canonicalize() {

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod cast;
+mod columns;
 pub mod ggml;
 pub mod imatrix;
 mod scales;
@@ -17,6 +18,7 @@ use crate::simd::{Simd, Task, dispatch};
 
 pub use blocks::{Blocks, Columns};
 pub use cast::Cast;
+pub use columns::{Columnar, Int8Cols};
 pub use scales::{Codes, Searched};
 pub use symmetric::{Fp8Rows, Int8Rows, PackedInt};
 

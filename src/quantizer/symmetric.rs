@@ -117,6 +117,35 @@ impl Codes for Fp8 {
     }
 }
 
+/// The arithmetic of int8 for one number at a time.
+pub(super) mod int8 {
+    use super::{Arithmetic, Brain, Codes as _, Double, Dtype, Half, Integers, Single};
+
+    type Int8 = Integers<-128, 0>;
+
+    /// The scale of numbers of a dtype of which this is the largest.
+    pub fn scale(amax: f64, dtype: Dtype) -> f64 {
+        match dtype {
+            Dtype::F64 => Double::scale(amax, Int8::HALF_RANGE),
+            Dtype::F16 => f64::from(Half::scale(amax as f32, Int8::HALF_RANGE)),
+            Dtype::BF16 => f64::from(Brain::scale(amax as f32, Int8::HALF_RANGE)),
+            _ => f64::from(Single::scale(amax as f32, Int8::HALF_RANGE)),
+        }
+    }
+
+    /// The code of a quotient.
+    #[inline(always)]
+    pub fn single(quotient: f32) -> u8 {
+        Int8::single(quotient)
+    }
+
+    /// The code of a quotient in f64.
+    #[inline(always)]
+    pub fn double(quotient: f64) -> u8 {
+        Int8::double(quotient)
+    }
+}
+
 /// Encodes a band with a scale for each `group` of a row, in the band's dtype. The first part gets the codes, the second the
 /// scales.
 fn encode<C: Codes>(band: Band<'_>, group: usize, parts: &mut [Vec<u8>]) -> Notes {

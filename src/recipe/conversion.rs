@@ -21,6 +21,9 @@ pub fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: Format) -> Result
     }
     let held = |encoding: Encoding| match (encoding, format) {
         (encoding, Format::Gguf) => matches!(encoding, Encoding::Plain(_)),
+        // Forms that only a graph gives a meaning to.
+        (Encoding::Int8Cols { .. }, format) => format == Format::Onnx,
+        (Encoding::Blocked { .. }, format) => format == Format::Onnx || checkpoint.is_exported(),
         (Encoding::Plain(dtype), _) => !dtype.is_block(),
         // Their descriptions, which other tools need, are not part of what is read.
         (Encoding::Foreign(_), _) => false,
@@ -50,6 +53,8 @@ pub fn float(checkpoint: &Checkpoint, weight: &Weight, target: Format) -> Option
         }
         Encoding::Plain(dtype) => dtype.is_block().then_some(Dtype::F16),
         Encoding::Int8Rows { scale }
+        | Encoding::Int8Cols { scale }
+        | Encoding::Blocked { scale, .. }
         | Encoding::PackedInt { scale, .. }
         | Encoding::Fp8Rows { scale }
         | Encoding::Fp8Tiles { scale, .. } => Some(scale),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
 
-use super::output::{Tensor, Tensors, gguf, huggingface, llama_cpp};
+use super::output::{Tensor, Tensors, exported, gguf, huggingface, llama_cpp, onnx};
 use super::{Error, Quantized, Recipe, Result, Scheme, conversion, shards};
 use crate::encoding::{Encoding, Lines, PartLayout};
 use crate::family::{Architecture, Role};
@@ -117,6 +117,8 @@ pub enum Treatment {
     Cast(Dtype),
     /// int8 with a scale for each row.
     Int8,
+    /// int8 with a scale for each column, which is found in a first pass over the weight.
+    Int8Cols,
     /// Packed integers in groups.
     Packed {
         /// Bits of a code.
@@ -143,7 +145,8 @@ impl Step {
     /// What makes the codes; `None` where bytes are copied.
     pub fn quantizer(&self) -> Option<Box<dyn Quantizer>> {
         match self.treatment {
-            Treatment::Copy => None,
+            // The quantizer of columns is made when they have been surveyed.
+            Treatment::Copy | Treatment::Int8Cols => None,
             Treatment::Cast(dtype) => Some(Box::new(Cast(dtype))),
             Treatment::Int8 => Some(self.scaled(Int8Rows, Codes::Int8, None)),
             Treatment::Packed { bits, group } => {
@@ -208,7 +211,11 @@ impl Step {
     pub fn is_quantized(&self) -> bool {
         match self.treatment {
             Treatment::Copy => false,
-            Treatment::Int8 | Treatment::Packed { .. } | Treatment::Fp8 | Treatment::Blocks(_) => true,
+            Treatment::Int8
+            | Treatment::Int8Cols
+            | Treatment::Packed { .. }
+            | Treatment::Fp8
+            | Treatment::Blocks(_) => true,
             Treatment::Cast(Dtype::F64) => false,
             Treatment::Cast(Dtype::F32) => self.input == Dtype::F64,
             Treatment::Cast(dtype) => dtype != self.input,
@@ -246,7 +253,8 @@ impl Plan {
         for scheme in recipe.schemes() {
             // What safetensors holds, other files of named tensors hold too.
             let family = if format == Format::Gguf { Format::Gguf } else { Format::Safetensors };
-            if scheme.container().is_some_and(|needed| needed != family) {
+            let graph = format == Format::Onnx && scheme == Scheme::Fp8;
+            if scheme.container().is_some_and(|needed| needed != family) || graph {
                 let needed = scheme.container().map_or("", Format::name);
                 return Err(Error::Usage(format!(
                     "{}: scheme {scheme} is stored as {needed}, and this output is {}. Give an output name that fits with -o",
@@ -257,6 +265,8 @@ impl Plan {
         }
         let Tensors { files, tensors, constants, notes } = match (checkpoint.format(), format) {
             (Format::Gguf, Format::Gguf) => gguf::tensors(checkpoint),
+            (Format::Onnx, Format::Onnx) if !checkpoint.is_exported() => onnx::tensors(checkpoint, recipe)?,
+            (_, Format::Onnx) => exported::tensors(checkpoint)?,
             (_, Format::Gguf) => llama_cpp::tensors(checkpoint)?,
             (_, Format::Safetensors | Format::Npz | Format::Pytorch) => {
                 huggingface::tensors(checkpoint, target == Target::Folder)?
@@ -283,9 +293,17 @@ impl Plan {
             0 => {}
             n => plan.notes.push(format!("numpy has no bf16: {n} tensors are widened to f32, which loses nothing")),
         }
+        if format == Format::Onnx && checkpoint.onnx().is_none() {
+            let notes = exported::notes(checkpoint, &plan);
+            plan.notes.extend(notes);
+        }
         let mut names = files;
         if let Some(most) = most {
             (places, names) = shards::cut(&plan.steps, most);
+        }
+        if format == Format::Onnx {
+            names = onnx::files(checkpoint, &plan, output);
+            places = vec![names.len() - 1; places.len()];
         }
         let metas = plan.place(&places, names.len(), constants);
         plan.lay_out(checkpoint, recipe, format, names, metas, output)?;
@@ -304,10 +322,26 @@ impl Plan {
         };
         for (step, &file) in self.steps.iter_mut().zip(places) {
             let meta = |part: &PartLayout| TensorMeta::new(part.name.clone(), part.dtype, part.shape.clone());
-            step.outputs = step.parts.iter().map(|part| claim(file, meta(part))).collect();
-            if let Treatment::Packed { .. } = step.treatment {
+            let graph = self.target == Target::File(Format::Onnx);
+            let file = |meta: &TensorMeta| match graph && !onnx::is_outside(meta) {
+                true => 0,
+                false => file,
+            };
+            step.outputs = step.parts.iter().map(meta).map(|meta| claim(file(&meta), meta)).collect();
+            if let Encoding::PackedInt { .. } = step.encoding {
                 let shape = [step.rows, step.cols].into_iter().flat_map(u64::to_le_bytes).collect();
-                self.constants.push((step.outputs[2], shape));
+                match step.outputs.get(2) {
+                    Some(&at) if step.treatment != Treatment::Copy => self.constants.push((at, shape)),
+                    Some(_) => {}
+                    None => {
+                        let meta = TensorMeta::new(
+                            format!("{}_shape", step.parts[0].name.trim_end_matches("_packed")),
+                            Dtype::I64,
+                            [2],
+                        );
+                        self.constants.push((claim(file(&meta), meta), shape));
+                    }
+                }
             }
         }
         self.constants.extend(constants.into_iter().map(|(meta, bytes)| (claim(0, meta), bytes)));
@@ -323,6 +357,15 @@ impl Plan {
         metas: Vec<Vec<TensorMeta>>,
         output: &Path,
     ) -> Result<()> {
+        if format == Format::Onnx {
+            let layouts = match checkpoint.onnx() {
+                Some(_) => onnx::layouts(checkpoint, recipe, self, &names, &metas, output)?,
+                None => exported::layouts(checkpoint, recipe, self, &names, &metas, output)?,
+            };
+            let files = names.into_iter().zip(metas).zip(layouts);
+            self.files.extend(files.map(|((name, tensors), layout)| PlannedFile { name, tensors, layout }));
+            return Ok(());
+        }
         for (name, tensors) in names.into_iter().zip(metas) {
             let layout = match format {
                 Format::Safetensors => {
@@ -338,6 +381,7 @@ impl Plan {
                 }
                 Format::Npz => formats::npz::layout(output, &tensors)?,
                 Format::Pytorch => formats::pytorch::layout(output, &tensors)?,
+                Format::Onnx => unreachable!("laid out above, as a whole"),
             };
             self.files.push(PlannedFile { name, tensors, layout });
         }
@@ -453,11 +497,14 @@ fn step(
 ) -> Result<Step> {
     let importance = importance(recipe, &tensor)?;
     let input = input_dtype(checkpoint, &tensor);
-    let Tensor { name, canonical, role, shape, rows, cols, pieces, only, file: _ } = tensor;
+    let Tensor { name, canonical, role, mut shape, mut rows, mut cols, mut pieces, only, file: _ } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
     let in_out = stored.transposed != pieces[0].transpose;
-    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, in_out, checkpoint);
+    let graph = format == Format::Onnx;
+    // Only where there is a graph already can it be told to take inputs by outputs.
+    let by_outputs = in_out && !(graph && checkpoint.onnx().is_some());
+    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, by_outputs, checkpoint);
     if decision.note.as_deref() == Some(IN_OUT) {
         notes.push(format!("{canonical}: {IN_OUT}"));
     }
@@ -482,12 +529,13 @@ fn step(
         Some(Scheme::Ggml(file_type)) => choose(file_type),
         _ => None,
     };
-    let group = group_for(recipe, cols);
+    let group = group_for(recipe, if graph && in_out { rows } else { cols });
     let mut treatment = match (wanted, choice.map(|choice| choice.dtype)) {
         _ if recipe.quantized == Quantized::Keep && !stored.encoding.is_plain() => Treatment::Copy,
         (Some(Scheme::F32), _) => unscaled(Dtype::F32),
         (Some(Scheme::F16), _) if only.is_none() => unscaled(Dtype::F16),
         (Some(Scheme::BF16), _) if only.is_none() => unscaled(Dtype::BF16),
+        (Some(Scheme::Int8), _) if graph && in_out => Treatment::Int8Cols,
         (Some(Scheme::Int8), _) => Treatment::Int8,
         (Some(Scheme::W4A16), _) => Treatment::Packed { bits: 4, group },
         (Some(Scheme::W8A16), _) => Treatment::Packed { bits: 8, group },
@@ -505,18 +553,31 @@ fn step(
         notes.push(format!("{canonical}: {note}"));
         decision.note = Some(note);
     }
+    if treatment == Treatment::Int8Cols && recipe.blocks.search {
+        notes.push(format!("{canonical}: scales of columns are not searched"));
+    }
     if let Some(Choice { dtype, instead_of: Some(first) }) = choice {
         let note = format!("rows of {cols} do not fill blocks of {first}; stored as {dtype}");
         notes.push(format!("{canonical}: {note}"));
         decision.note = Some(note);
     }
     let encoding_of = |treatment: Treatment| match treatment {
-        Treatment::Copy => stored.encoding,
+        Treatment::Copy => copied(stored.encoding, format),
         Treatment::Cast(dtype) | Treatment::Blocks(dtype) => Encoding::Plain(dtype),
         Treatment::Int8 => Encoding::Int8Rows { scale: input },
+        Treatment::Int8Cols => Encoding::Int8Cols { scale: input },
+        Treatment::Packed { bits, group } if graph => Encoding::Blocked { bits, group, scale: input },
         Treatment::Packed { bits, group } => Encoding::PackedInt { bits, group, scale: input },
         Treatment::Fp8 => Encoding::Fp8Rows { scale: input },
     };
+    let mut turned = None;
+    if let (Treatment::Packed { .. }, true, [piece]) = (treatment, graph && in_out, pieces.as_mut_slice()) {
+        // Blocks lie along the inputs.
+        turned = Some((rows, cols, shape.clone(), piece.clone()));
+        *piece = Piece { rows: 0..cols, transpose: true, ..piece.clone() };
+        (rows, cols) = (cols, rows);
+        shape = vec![rows, cols];
+    }
     let mut parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     if let Err(unfit) = &parts {
         // The next better type that holds rows of any length.
@@ -524,10 +585,29 @@ fn step(
         decision.note = Some(format!("{unfit}; stored as {fallback}"));
         notes.push(format!("{canonical}: {unfit}; stored as {fallback}"));
         treatment = unscaled(fallback);
+        if let Some((stored_rows, stored_cols, stored_shape, piece)) = turned {
+            (rows, cols, shape, pieces) = (stored_rows, stored_cols, stored_shape, vec![piece]);
+        }
         parts = encoding_of(treatment).parts(&name, &shape, rows, cols);
     }
-    let mut parts = parts.map_err(|unfit| Error::Unfit { file: checkpoint.path().to_owned(), name, unfit })?;
-    if treatment == Treatment::Copy && parts.len() > 1 {
+    let mut parts =
+        parts.map_err(|unfit| Error::Unfit { file: checkpoint.path().to_owned(), name: name.clone(), unfit })?;
+    if graph {
+        let before = match (checkpoint.onnx(), encoding_of(treatment)) {
+            (None, Encoding::Plain(dtype)) => dtype,
+            _ => input,
+        };
+        onnx::name(&mut parts, &name, encoding_of(treatment), before);
+    }
+    if treatment == Treatment::Copy {
+        // The shape of packed integers, where the input has no tensor for it, is a constant.
+        parts.truncate(stored.tensors.len());
+    }
+    let named = match checkpoint.format() {
+        Format::Onnx => graph,
+        _ => parts.len() > 1 && !graph,
+    };
+    if treatment == Treatment::Copy && named {
         // What is copied keeps its names and shapes.
         for (part, at) in parts.iter_mut().zip(&stored.tensors) {
             let meta = &checkpoint.sources()[at.source].tensors()[at.tensor];
@@ -552,6 +632,15 @@ fn step(
         parts,
         outputs: Vec::new(),
     })
+}
+
+/// The encoding of bytes that are copied: packed integers and ONNX's blocks of them are the same bytes.
+fn copied(stored: Encoding, format: Format) -> Encoding {
+    match (stored, format == Format::Onnx) {
+        (Encoding::PackedInt { bits, group, scale }, true) => Encoding::Blocked { bits, group, scale },
+        (Encoding::Blocked { bits, group, scale }, false) => Encoding::PackedInt { bits, group, scale },
+        _ => stored,
+    }
 }
 
 /// Refuses what is to be taken for numbers and is none.

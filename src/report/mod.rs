@@ -358,10 +358,13 @@ fn plan_notes(plan: &Plan, recipe: &Recipe) -> Vec<String> {
     let mut notes = plan.notes.clone();
     let (now, int8) = plan.kept_embeddings();
     if now > int8 && recipe.schemes().contains(&Scheme::Int8) {
-        notes.push(format!(
-            "embeddings and output head keep their dtype, because vLLM cannot read them quantized; --embeddings would save {} more",
-            bytes(now - int8)
-        ));
+        let why = match plan.target {
+            Target::File(formats::Format::Onnx) => {
+                "tables keep their dtype, because every run would unpack all of them"
+            }
+            _ => "embeddings and output head keep their dtype, because vLLM cannot read them quantized",
+        };
+        notes.push(format!("{why}; --embeddings would save {} more", bytes(now - int8)));
     }
     if !plan.left_out.is_empty() {
         let names: Vec<String> = plan.left_out.iter().map(|name| name.display().to_string()).collect();
@@ -379,6 +382,7 @@ fn clients(plan: &Plan, recipe: &Recipe) -> Vec<String> {
     let mut add = |name: &str| clients.push(name.to_owned());
     match plan.target {
         Target::File(formats::Format::Gguf) => add("llama.cpp and what is built on it (ollama, LM Studio)"),
+        Target::File(formats::Format::Onnx) => add("onnxruntime"),
         Target::File(formats::Format::Npz) => add("numpy"),
         Target::File(formats::Format::Pytorch) => add("torch.load with weights_only=True"),
         _ if recipe.is_conversion() && plan.steps.iter().any(|step| !step.encoding.is_plain()) => {

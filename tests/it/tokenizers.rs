@@ -15,7 +15,7 @@ fn metadata(path: &Path) -> Metadata {
     let source = formats::open(path, Access::Mapped, &Limits::default()).unwrap();
     match source.payload() {
         Payload::Gguf(metadata) => metadata.clone(),
-        Payload::None => panic!("{} is no GGUF", path.display()),
+        _ => panic!("{} is no GGUF", path.display()),
     }
 }
 

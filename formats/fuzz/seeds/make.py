@@ -1,10 +1,11 @@
-"""Makes the seeds of the fuzz targets with the packages gguf 0.19, safetensors 0.8, numpy 2.4 and torch 2.15.
+"""Makes the seeds of the fuzz targets with the packages gguf 0.19, safetensors 0.8, numpy 2.4, onnx 1.23 and torch 2.15.
 Usage: python make.py, in this folder."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from safetensors.numpy import save_file
@@ -82,6 +83,32 @@ np.savez("npz/orders.npz", **orders, bf16=np.ones(4, np.uint16).view("V2"))
 np.savez("npz/nothing.npz")
 np.save("npz/array.npy", orders["fortran"])
 np.save("npz/plain.npy", small["0.weight"])
+
+Path("onnx").mkdir(exist_ok=True)
+
+
+def graph(name, nodes, initializers, opset=17):
+    value = onnx.helper.make_tensor_value_info
+    x, y = value("x", onnx.TensorProto.FLOAT, ["n", 4]), value("y", onnx.TensorProto.FLOAT, ["n", 4])
+    made = onnx.helper.make_graph(nodes, name, [x], [y], initializers)
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)]), f"onnx/{name}.onnx")
+
+
+node, raw = onnx.helper.make_node, onnx.numpy_helper.from_array
+square = raw(np.ones((4, 4), np.float32), "w")
+graph("raw", [node("MatMul", ["x", "w"], ["y"])], [square])
+typed = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, (4, 4), [1.5] * 16)
+half = onnx.TensorProto(name="h", data_type=onnx.TensorProto.FLOAT16, dims=[3], int32_data=[1, 40000, 3])
+longs = onnx.helper.make_tensor("i", onnx.TensorProto.INT64, (2,), [-1, 1 << 40])
+graph("typed", [node("MatMul", ["x", "w"], ["y"])], [typed, half, longs])
+within = onnx.helper.make_graph([node("MatMul", ["x", "w"], ["then"])], "then", [], [onnx.helper.make_tensor_value_info("then", 1, ["n", 4])], [square])
+other = onnx.helper.make_graph([node("Identity", ["x"], ["else"])], "else", [], [onnx.helper.make_tensor_value_info("else", 1, ["n", 4])])
+flag = raw(np.array(True), "flag")
+graph("within", [node("If", ["flag"], ["y"], then_branch=within, else_branch=other)], [flag])
+codes, scales = raw(np.ones((4, 4), np.int8), "w_quantized"), raw(np.ones(4, np.float32), "w_scale")
+dequantize = node("DequantizeLinear", ["w_quantized", "w_scale"], ["w"], axis=1)
+constant = node("Constant", [], ["k"], value=raw(np.ones((4, 4), np.float32), "k"))
+graph("nodes", [dequantize, constant, node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["a", "k"], ["y"])], [codes, scales])
 
 Path("pytorch").mkdir(exist_ok=True)
 weight = torch.arange(12.0).reshape(3, 4)

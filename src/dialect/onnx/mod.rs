@@ -9,16 +9,18 @@ mod attention;
 mod chain;
 mod feed_forward;
 mod graph;
+pub mod own;
+mod read;
 mod transformer;
 mod weights;
 
 use formats::onnx::proto::{ModelProto, OperatorSetIdProto};
 
 use super::Unsayable;
-use crate::encoding::{Encoding, PartLayout, Unfit};
+use crate::encoding::Encoding;
 use crate::family::{Architecture, Family};
-use formats::Dtype;
 
+pub use read::*;
 pub use weights::Held;
 
 /// A model of a family, without initializers: its graph and the operators that it needs.
@@ -39,7 +41,7 @@ pub fn model(family: &Family, held: &[Held<'_>]) -> Result<ModelProto, Unsayable
     let operators =
         |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
     let mut opset_import = vec![operators("", opset)];
-    if has(|encoding| matches!(encoding, Encoding::PackedInt { .. })) {
+    if has(|encoding| matches!(encoding, Encoding::Blocked { .. })) {
         opset_import.push(operators(graph::MICROSOFT, 1));
     }
     Ok(ModelProto {
@@ -50,22 +52,4 @@ pub fn model(family: &Family, held: &[Held<'_>]) -> Result<ModelProto, Unsayable
         graph: Some(graph.finish()),
         ..ModelProto::default()
     })
-}
-
-/// The physical tensors of a weight as ONNX's operators take them: those of its encoding, but for packed integers, of which
-/// `MatMulNBits` takes the same bytes by groups and no shape.
-///
-/// # Errors
-/// [`Unfit`] if the encoding or the operator cannot hold the weight.
-pub fn parts(encoding: Encoding, name: &str, shape: &[u64], rows: u64, cols: u64) -> Result<Vec<PartLayout>, Unfit> {
-    let mut parts = encoding.parts(name, shape, rows, cols)?;
-    if let Encoding::PackedInt { bits, group, .. } = encoding {
-        if !(16..=256).contains(&group) || !group.is_power_of_two() {
-            let needs = "groups of 16, 32, 64, 128 or 256 in ONNX".to_owned();
-            return Err(Unfit { encoding: encoding.name(), needs, rows, cols });
-        }
-        (parts[0].dtype, parts[0].shape) = (Dtype::U8, vec![rows, cols / group, group * u64::from(bits) / 8]);
-        parts.truncate(2);
-    }
-    Ok(parts)
 }

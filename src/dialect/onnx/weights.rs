@@ -177,7 +177,7 @@ impl<'a> Weights<'a> {
     /// x times all of a matrix.
     fn product(&mut self, graph: &mut Graph, x: &str, weight: &Place, bias: Option<&str>) -> Result<String, Unsayable> {
         let held = &self.held[weight.held];
-        if let Encoding::PackedInt { bits, group, .. } = held.encoding {
+        if let Encoding::Blocked { bits, group, .. } = held.encoding {
             let shape = &held.parts[0].shape;
             let scales = self.float(graph, &held.parts[1]);
             let mut inputs = vec![x, &held.parts[0].name, &scales];
@@ -213,9 +213,11 @@ impl<'a> Weights<'a> {
                 of_expert(graph, whole)
             }
             Encoding::Int8Rows { .. } | Encoding::Fp8Rows { .. } => {
-                let scales = self.float(graph, &held.parts[1]);
+                let mut scales = self.float(graph, &held.parts[1]);
+                if let (Some(_), [experts, ..]) = (place.expert, held.parts[0].shape.as_slice()) {
+                    scales = graph.reshape(&scales, &[*experts as i64, -1]);
+                }
                 let scales = of_expert(graph, scales);
-                let scales = graph.reshape(&scales, &[-1]);
                 let codes = of_expert(graph, held.parts[0].name.clone());
                 graph.node("DequantizeLinear", &[&codes, &scales], &[int("axis", 0)])
             }
@@ -247,10 +249,11 @@ impl<'a> Weights<'a> {
                 let scales = graph.cast(&scales, DataType::Float);
                 Ok(graph.node("Mul", &[&codes, &scales], &[]))
             }
-            Encoding::PackedInt { bits, group, .. } => {
-                let scales = graph.node("Gather", &[&held.parts[1].name, numbers], &[]);
+            Encoding::Blocked { bits, group, .. } => {
+                let blocks = held.parts[0].shape[1];
+                let scales = graph.reshape(&held.parts[1].name, &[-1, blocks as i64, 1]);
+                let scales = graph.node("Gather", &[&scales, numbers], &[]);
                 let scales = graph.cast(&scales, DataType::Float);
-                let scales = graph.unsqueeze(&scales, &[-1]);
                 let (codes, zero) = match bits {
                     4 => (self.nibbles(graph, &codes, numbers, group), 8.0),
                     _ => (codes, 128.0),
@@ -258,7 +261,7 @@ impl<'a> Weights<'a> {
                 let zero = graph.float(zero);
                 let codes = graph.node("Sub", &[&codes, &zero], &[]);
                 let values = graph.node("Mul", &[&codes, &scales], &[]);
-                let cols = held.parts[0].shape[1] * group;
+                let cols = blocks * group;
                 Ok(self.shaped(graph, &values, numbers, &[cols as i64]))
             }
             other => Err(unsayable(held.name, other)),

@@ -1,9 +1,11 @@
 //! What each target is made of: its tensors, its metadata, its other files.
 
+pub mod exported;
 mod from_gguf;
 pub mod gguf;
 pub mod huggingface;
 pub mod llama_cpp;
+pub mod onnx;
 
 use std::collections::BTreeMap;
 

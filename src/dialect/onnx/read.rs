@@ -1,0 +1,390 @@
+//! What an ONNX graph says of its constants: what they are for, which of them are inputs by outputs, and which are codes and
+//! scales of one weight; and the nodes that say so again.
+//!
+//! Operators are those of <https://onnx.ai/onnx/operators/> and, of onnxruntime's own, MatMulNBits.
+
+use std::collections::{HashMap, HashSet};
+
+use formats::onnx::proto::attribute_proto::AttributeType;
+use formats::onnx::proto::{AttributeProto, NodeProto};
+use formats::onnx::{Graph, Model, Node};
+use formats::{Dtype, TensorMeta};
+
+use crate::encoding::Encoding;
+use crate::family::{Role, guess};
+
+/// The domain of onnxruntime's own operators.
+pub const MICROSOFT: &str = "com.microsoft";
+/// The operator of matrices in blocks of codes.
+pub const BLOCKED: &str = "MatMulNBits";
+/// What the names of stored tensors end in, after the name of the weight.
+pub(super) const CODES: &str = "_quantized";
+pub(super) const SCALES: &str = "_scale";
+pub(super) const BLOCK_CODES: [(u8, &str); 2] = [(4, "_Q4"), (8, "_Q8")];
+pub(super) const BLOCK_SCALES: &str = "_scales";
+
+/// A weight of a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Its name: that of the initializer before it was quantized.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// The shape of its numbers.
+    pub shape: Vec<u64>,
+    /// How they are stored.
+    pub encoding: Encoding,
+    /// The source's tensors, in the order of [`Encoding::parts`].
+    pub tensors: Vec<usize>,
+    /// Whether it is a matrix of inputs by outputs.
+    pub in_out: bool,
+}
+
+/// How a node uses a constant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Use {
+    /// The right side of MatMul, or B of Gemm as it is: inputs by outputs.
+    InOut,
+    /// The left side of MatMul, or B of Gemm transposed: outputs by inputs.
+    OutIn,
+    Conv,
+    Table,
+    Other,
+}
+
+/// All uses of constants, and which of them make a weight together.
+#[derive(Debug, Default)]
+struct Uses {
+    /// By tensor.
+    uses: HashMap<usize, Vec<Use>>,
+    /// Nodes that make a weight of constants, with these.
+    makers: Vec<(NodeProto, Vec<Option<usize>>)>,
+    /// The names that stand for constants, of the graphs around first.
+    scopes: Vec<HashMap<String, usize>>,
+}
+
+impl Uses {
+    fn of(model: &Model) -> Self {
+        let mut uses = Self::default();
+        uses.graph(&model.graph());
+        uses
+    }
+
+    fn constant(&self, name: &str) -> Option<usize> {
+        self.scopes.iter().rev().find_map(|scope| scope.get(name)).copied()
+    }
+
+    fn graph(&mut self, graph: &Graph<'_>) {
+        self.scopes.push(graph.initializers().map(|(name, tensor)| (name.to_owned(), tensor)).collect());
+        for node in graph.nodes() {
+            if let (&[tensor], Some(scope), Some(output)) =
+                (node.constants.as_slice(), self.scopes.last_mut(), node.proto.output.first())
+            {
+                scope.insert(output.clone(), tensor);
+            }
+            self.node(&node);
+            node.graphs.iter().for_each(|graph| self.graph(graph));
+        }
+        self.scopes.pop();
+    }
+
+    fn node(&mut self, node: &Node<'_>) {
+        let proto = &node.proto;
+        let constants: Vec<Option<usize>> = proto.input.iter().map(|name| self.constant(name)).collect();
+        let top = self.scopes.len() == 1;
+        for (i, tensor) in constants.iter().enumerate().filter_map(|(i, tensor)| Some((i, (*tensor)?))) {
+            self.uses.entry(tensor).or_default().push(use_of(proto, i));
+        }
+        let makes =
+            matches!((proto.domain(), proto.op_type()), ("", "DequantizeLinear" | "Cast") | (MICROSOFT, BLOCKED));
+        if makes && top && constants.iter().any(Option::is_some) {
+            self.makers.push((proto.clone(), constants));
+        }
+    }
+}
+
+fn use_of(node: &NodeProto, input: usize) -> Use {
+    if !node.domain().is_empty() && node.domain() != "ai.onnx" {
+        return Use::Other;
+    }
+    match (node.op_type(), input) {
+        ("MatMul", 1) => Use::InOut,
+        ("MatMul", 0) => Use::OutIn,
+        ("Gemm", 1) if int(node, "transB", 0) == 0 => Use::InOut,
+        ("Gemm", 1) => Use::OutIn,
+        ("Conv", 1) => Use::Conv,
+        ("Gather", 0) if int(node, "axis", 0) == 0 => Use::Table,
+        _ => Use::Other,
+    }
+}
+
+/// A number that a node is given, or what it is without.
+pub fn int(node: &NodeProto, name: &str, default: i64) -> i64 {
+    node.attribute
+        .iter()
+        .find(|attribute| attribute.name() == name)
+        .and_then(|attribute| attribute.i)
+        .unwrap_or(default)
+}
+
+fn float(node: &NodeProto, name: &str, default: f32) -> f32 {
+    node.attribute
+        .iter()
+        .find(|attribute| attribute.name() == name)
+        .and_then(|attribute| attribute.f)
+        .unwrap_or(default)
+}
+
+/// What a constant is for: what all its uses agree in.
+fn role_of(uses: &[Use], meta: &TensorMeta) -> (Role, bool) {
+    let matrix = meta.shape.len() >= 2 && meta.dtype.is_float();
+    let first = uses.first().copied().filter(|first| matrix && uses.iter().all(|other| other == first));
+    match first {
+        Some(Use::InOut) => (Role::Linear, true),
+        Some(Use::OutIn) if meta.shape.len() == 2 => (Role::Linear, false),
+        Some(Use::Conv) if meta.shape.len() > 2 => (Role::Conv, false),
+        Some(Use::Table) if meta.shape.len() == 2 => (Role::Embedding, false),
+        // A table that is multiplied by, too, has outputs for rows.
+        _ if matrix && meta.shape.len() == 2 && uses.contains(&Use::Table) => (Role::Embedding, false),
+        _ if meta.shape.len() < 2 && meta.dtype.is_float() => (guess(&meta.name, &meta.shape), false),
+        _ => (Role::Other, false),
+    }
+}
+
+/// The weights of a graph, in the order of their tensors; every tensor is part of one.
+pub fn weights(model: &Model, tensors: &[TensorMeta]) -> Vec<Stored> {
+    let uses = Uses::of(model);
+    let mut made: HashMap<usize, Stored> = HashMap::new();
+    let mut used: HashSet<usize> = HashSet::new();
+    for (node, constants) in &uses.makers {
+        // What several nodes share stays as it is.
+        let alone =
+            |tensor: &usize| uses.uses.get(tensor).is_some_and(|uses| uses.len() == 1) && !used.contains(tensor);
+        let Some(stored) = made_by(node, constants, tensors).filter(|stored| stored.tensors.iter().all(alone)) else {
+            continue;
+        };
+        used.extend(&stored.tensors);
+        made.insert(stored.tensors[0], stored);
+    }
+    // What a made weight is used for is what the nodes do that take it.
+    let outputs: HashMap<String, usize> = uses
+        .makers
+        .iter()
+        .filter(|(node, _)| node.op_type() != BLOCKED)
+        .filter_map(|(node, constants)| Some((node.output.first()?.clone(), (*constants.first()?)?)))
+        .filter(|(_, first)| made.contains_key(first))
+        .collect();
+    let mut of_made: HashMap<usize, Vec<Use>> = HashMap::new();
+    collect(&model.graph(), &outputs, &mut of_made);
+    for (first, stored) in &mut made {
+        if let Some(uses) = of_made.get(first) {
+            let meta = TensorMeta::new(stored.name.clone(), Dtype::F32, stored.shape.clone());
+            (stored.role, stored.in_out) = role_of(uses, &meta);
+        }
+        // A scale for each of the first dimension: its numbers are rows, whatever they are for.
+        if let (Encoding::Int8Rows { .. }, 3..) = (stored.encoding, stored.shape.len()) {
+            stored.role = Role::Conv;
+        }
+    }
+    let plain = |tensor: usize, meta: &TensorMeta| {
+        let (role, in_out) = role_of(uses.uses.get(&tensor).map_or(&[][..], Vec::as_slice), meta);
+        let (name, shape, encoding) = (meta.name.clone(), meta.shape.clone(), Encoding::Plain(meta.dtype));
+        Stored { name, role, shape, encoding, tensors: vec![tensor], in_out }
+    };
+    let all = tensors.iter().enumerate();
+    let all = all.filter_map(|(i, meta)| match (made.remove(&i), used.contains(&i)) {
+        (Some(stored), _) => Some(stored),
+        (None, true) => None,
+        (None, false) => Some(plain(i, meta)),
+    });
+    all.collect()
+}
+
+/// The uses of values by name, in a graph and those within it.
+fn collect(graph: &Graph<'_>, values: &HashMap<String, usize>, uses: &mut HashMap<usize, Vec<Use>>) {
+    for node in graph.nodes() {
+        for (i, name) in node.proto.input.iter().enumerate() {
+            if let Some(first) = values.get(name) {
+                uses.entry(*first).or_default().push(use_of(&node.proto, i));
+            }
+        }
+        node.graphs.iter().for_each(|graph| collect(graph, values, uses));
+    }
+}
+
+/// The weight that a node makes of constants, if it is of a form that is read.
+fn made_by(node: &NodeProto, constants: &[Option<usize>], tensors: &[TensorMeta]) -> Option<Stored> {
+    let output = node.output.first()?;
+    let meta = |at: usize| &tensors[at];
+    let constant = |i: usize| constants.get(i).copied().flatten();
+    let codes = constant(0).filter(|_| node.op_type() != BLOCKED);
+    match node.op_type() {
+        "DequantizeLinear" => {
+            let (codes, scales) = (codes?, constant(1)?);
+            let zeros = node.input.get(2).is_some_and(|name| !name.is_empty());
+            let (codes_meta, scales_meta) = (meta(codes), meta(scales));
+            let shape = codes_meta.shape.clone();
+            let rank = shape.len() as i64;
+            let axis = int(node, "axis", 1);
+            let axis = if axis < 0 { axis + rank } else { axis };
+            let blocked = int(node, "block_size", 0) != 0;
+            if zeros || blocked || codes_meta.dtype != Dtype::I8 || scales_meta.shape.len() != 1 || rank < 2 {
+                return None;
+            }
+            let scale = Some(scales_meta.dtype).filter(|dtype| dtype.is_float())?;
+            let along = *shape.get(usize::try_from(axis).ok()?)?;
+            let encoding = match axis {
+                _ if scales_meta.shape[0] != along => return None,
+                0 => Encoding::Int8Rows { scale },
+                axis if axis == rank - 1 => Encoding::Int8Cols { scale },
+                _ => return None,
+            };
+            let name = codes_meta.name.strip_suffix(CODES).unwrap_or(output).to_owned();
+            Some(Stored { name, role: Role::Other, shape, encoding, tensors: vec![codes, scales], in_out: false })
+        }
+        "Cast" => {
+            let stored = meta(codes?);
+            let own = stored.dtype.is_float() && stored.name == cast_name(output, stored.dtype);
+            own.then(|| Stored {
+                name: output.clone(),
+                role: Role::Other,
+                shape: stored.shape.clone(),
+                encoding: Encoding::Plain(stored.dtype),
+                tensors: constants.iter().take(1).filter_map(|at| *at).collect(),
+                in_out: false,
+            })
+        }
+        _ => {
+            let (codes, scales) = (constant(1)?, constant(2)?);
+            let more = node.input.iter().skip(3).take(2).any(|name| !name.is_empty());
+            let number = |name: &str| u64::try_from(int(node, name, 0)).ok();
+            let (cols, rows, bits, group) = (number("K")?, number("N")?, number("bits")?, number("block_size")?);
+            let scale = Some(meta(scales).dtype).filter(|dtype| dtype.is_float())?;
+            let encoding = Encoding::Blocked { bits: u8::try_from(bits).ok()?, group, scale };
+            let base = BLOCK_CODES.iter().find_map(|(_, suffix)| meta(codes).name.strip_suffix(suffix));
+            let name = base.unwrap_or(&meta(codes).name).to_owned();
+            let parts = encoding.parts(&name, &[rows, cols], rows, cols).ok()?;
+            let fits = [4, 8].contains(&bits)
+                && !more
+                && meta(codes).dtype == Dtype::U8
+                && parts[0].shape.iter().product::<u64>() == meta(codes).elements()?
+                && parts[1].shape.iter().product::<u64>() == meta(scales).elements()?;
+            fits.then(|| Stored {
+                name,
+                role: Role::Linear,
+                shape: vec![rows, cols],
+                encoding,
+                tensors: vec![codes, scales],
+                in_out: false,
+            })
+        }
+    }
+}
+
+fn cast_name(weight: &str, dtype: Dtype) -> String {
+    format!("{weight}_{}", dtype.name().to_lowercase())
+}
+
+/// What the tensors of a weight are called, in the order of its encoding's parts.
+pub fn part_names(weight: &str, encoding: Encoding, dtype: Dtype) -> Vec<String> {
+    match encoding {
+        Encoding::Int8Rows { .. } | Encoding::Int8Cols { .. } => {
+            vec![format!("{weight}{CODES}"), format!("{weight}{SCALES}")]
+        }
+        Encoding::Blocked { bits, .. } => {
+            let suffix = BLOCK_CODES.iter().find(|(own, _)| *own == bits).map_or("", |(_, suffix)| suffix);
+            vec![format!("{weight}{suffix}"), format!("{weight}{BLOCK_SCALES}")]
+        }
+        Encoding::Plain(stored) if stored != dtype => vec![cast_name(weight, stored)],
+        _ => vec![weight.to_owned()],
+    }
+}
+
+/// A node.
+pub fn node(operator: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+        output: vec![output.to_owned()],
+        name: Some(format!("{output}/{operator}")),
+        op_type: Some(operator.to_owned()),
+        attribute: attributes,
+        ..NodeProto::default()
+    }
+}
+
+/// An attribute that is a number.
+pub fn number(name: &str, value: i64) -> AttributeProto {
+    let kind = Some(AttributeType::Int as i32);
+    AttributeProto { name: Some(name.to_owned()), r#type: kind, i: Some(value), ..AttributeProto::default() }
+}
+
+/// A node whose weight can be stored in blocks, as onnxruntime multiplies by it.
+#[derive(Debug, Clone)]
+pub struct Multiplication {
+    node: NodeProto,
+}
+
+impl Multiplication {
+    /// The name of its result.
+    pub fn output(&self) -> &str {
+        &self.node.output[0]
+    }
+
+    /// The nodes that multiply by codes and scales of a matrix of `rows` outputs and `cols` inputs instead.
+    pub fn blocked(&self, parts: &[String], (bits, group): (u8, u64), (rows, cols): (u64, u64)) -> Vec<NodeProto> {
+        let bias = self.node.input.get(2).filter(|name| !name.is_empty());
+        let output = self.output();
+        let product = bias.map_or_else(|| output.to_owned(), |_| format!("{output}_product"));
+        let numbers = [("K", cols), ("N", rows), ("bits", u64::from(bits)), ("block_size", group)];
+        let numbers = numbers.into_iter().map(|(name, value)| number(name, value as i64)).collect();
+        let mut first = node(BLOCKED, &[&self.node.input[0], &parts[0], &parts[1]], &product, numbers);
+        first.domain = Some(MICROSOFT.to_owned());
+        first.name = self.node.name.clone();
+        let sum = bias.map(|bias| node("Add", &[&product, bias], output, Vec::new()));
+        std::iter::once(first).chain(sum).collect()
+    }
+}
+
+/// For each constant that is a matrix by which nothing is done but multiply rows: those nodes.
+pub fn multiplications(model: &Model, tensors: &[TensorMeta]) -> HashMap<usize, Vec<Multiplication>> {
+    let uses = Uses::of(model);
+    let by_name: HashMap<&str, usize> = tensors.iter().enumerate().map(|(i, meta)| (meta.name.as_str(), i)).collect();
+    let mut all: HashMap<usize, Vec<Multiplication>> = HashMap::new();
+    for node in model.graph().nodes().map(|node| node.proto) {
+        let Some(&tensor) = node.input.get(1).and_then(|name| by_name.get(name.as_str())) else { continue };
+        let own = node.domain().is_empty() || node.domain() == "ai.onnx";
+        let plain = match node.op_type() {
+            "MatMul" => true,
+            "Gemm" => {
+                int(&node, "transA", 0) == 0 && float(&node, "alpha", 1.0) == 1.0 && float(&node, "beta", 1.0) == 1.0
+            }
+            _ => false,
+        };
+        if own && plain && tensors[tensor].shape.len() == 2 {
+            all.entry(tensor).or_default().push(Multiplication { node });
+        }
+    }
+    // All uses are such ones, and none is in a graph within.
+    for output in model.graph().outputs() {
+        by_name.get(output).and_then(|tensor| all.remove(tensor));
+    }
+    all.retain(|tensor, nodes| uses.uses.get(tensor).is_some_and(|uses| uses.len() == nodes.len()));
+    all
+}
+
+/// Operators whose meaning changed between two versions of ONNX: their inputs, or what they do without an attribute.
+const CHANGED: &[(i64, &[&str])] =
+    &[(12, &["Dropout"]), (13, &["Hardmax", "LogSoftmax", "ReduceSum", "Softmax", "Split", "Squeeze", "Unsqueeze"])];
+
+/// The first operator that would mean something else if a graph of version 11 or 12 were called one of version 13.
+pub fn changed(model: &Model) -> Option<String> {
+    fn find(graph: &Graph<'_>, opset: i64) -> Option<String> {
+        graph.nodes().find_map(|node| {
+            let changes = CHANGED.iter().filter(|(version, _)| *version > opset);
+            let own = node.proto.domain().is_empty();
+            let found = changes.flat_map(|(_, names)| *names).find(|name| own && node.proto.op_type() == **name);
+            found.map(|name| (*name).to_owned()).or_else(|| node.graphs.iter().find_map(|graph| find(graph, opset)))
+        })
+    }
+    find(&model.graph(), model.opset())
+}

@@ -51,7 +51,7 @@ fn file_of(layout: &Layout) -> Vec<u8> {
 fn metadata_of(contents: &Contents) -> &Metadata {
     match &contents.payload {
         Payload::Gguf(metadata) => metadata,
-        Payload::None => panic!("no metadata"),
+        _ => panic!("no metadata"),
     }
 }
 

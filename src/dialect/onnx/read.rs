@@ -156,15 +156,22 @@ pub fn weights(model: &Model, tensors: &[TensorMeta]) -> Vec<Stored> {
     let uses = Uses::of(model);
     let mut made: HashMap<usize, Stored> = HashMap::new();
     let mut used: HashSet<usize> = HashSet::new();
-    for (node, constants) in &uses.makers {
-        // What several nodes share stays as it is.
-        let alone =
-            |tensor: &usize| uses.uses.get(tensor).is_some_and(|uses| uses.len() == 1) && !used.contains(tensor);
-        let Some(stored) = made_by(node, constants, tensors).filter(|stored| stored.tensors.iter().all(alone)) else {
-            continue;
+    let candidates: Vec<Stored> =
+        uses.makers.iter().filter_map(|(node, constants)| made_by(node, constants, tensors)).collect();
+    let mut same: HashMap<&[usize], usize> = HashMap::new();
+    candidates.iter().for_each(|stored| *same.entry(&stored.tensors).or_default() += 1);
+    for stored in &candidates {
+        // What several nodes share stays as it is, but for what all of them multiply by.
+        let shared = match stored.encoding {
+            Encoding::Blocked { .. } => same[stored.tensors.as_slice()],
+            _ => 1,
         };
-        used.extend(&stored.tensors);
-        made.insert(stored.tensors[0], stored);
+        let alone =
+            |tensor: &usize| uses.uses.get(tensor).is_some_and(|uses| uses.len() == shared) && !used.contains(tensor);
+        if stored.tensors.iter().all(alone) {
+            used.extend(&stored.tensors);
+            made.insert(stored.tensors[0], stored.clone());
+        }
     }
     // What a made weight is used for is what the nodes do that take it.
     let outputs: HashMap<String, usize> = uses

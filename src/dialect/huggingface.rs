@@ -22,6 +22,13 @@ pub const FILES: &[&str] = &[
     "1_Pooling/config.json",
 ];
 
+/// The key under which our own files of other formats carry a Hugging Face folder's file word for word, so that it returns
+/// exactly: `modelpress.tokenizer` for `tokenizer.json`, `modelpress.config` for `config.json`.
+pub fn key(name: &str) -> String {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    format!("modelpress.{}", stem.replace('/', "."))
+}
+
 /// The class of a module in PyTorch, by which compressed-tensors finds what a group is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {

@@ -4,3 +4,12 @@
 pub mod huggingface;
 pub mod llama_cpp;
 pub mod onnx;
+
+/// What a dialect cannot say of a model, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsayable {
+    /// What it is.
+    pub problem: String,
+    /// What to do about it.
+    pub next: String,
+}

@@ -23,6 +23,7 @@ pub mod qwen3_moe;
 mod registry;
 pub mod reshape;
 pub mod roberta;
+mod rope;
 pub mod table;
 
 use std::fmt;

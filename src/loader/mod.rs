@@ -9,7 +9,7 @@ mod tokenizer;
 mod view;
 mod weights;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use std::sync::Arc;
 use formats::{Access, Format, Source};
 use serde_json::Value;
 
-use crate::dialect::llama_cpp;
+use crate::dialect::huggingface::key;
+use crate::dialect::{llama_cpp, onnx};
 use crate::encoding::Inputs;
 use crate::family::table::{self, Expected};
 use crate::family::{self, Architecture, Family, Kind, Part, Role, RowOrder, Slot};
@@ -69,6 +70,8 @@ pub struct Checkpoint {
     no_family: Option<String>,
     slots: HashMap<SlotKey, Vec<Piece>>,
     foreign: Option<&'static str>,
+    /// Whether it is an ONNX file of ours.
+    exported: bool,
     /// How linear layers take their inputs: what the user wants, else what the config says.
     inputs: Option<Inputs>,
 }
@@ -104,6 +107,7 @@ impl Checkpoint {
             no_family: None,
             slots: HashMap::new(),
             foreign: None,
+            exported: false,
             inputs: options.inputs,
         };
         checkpoint.understand()?;
@@ -113,12 +117,43 @@ impl Checkpoint {
 
     /// From tensors to weights, roles and slots.
     fn understand(&mut self) -> Result<()> {
+        let metadata = self.onnx().map(formats::onnx::Model::metadata).unwrap_or_default();
+        if metadata.contains_key(onnx::own::FAMILY) {
+            let mut exported = Self { exported: true, ..self.clone() };
+            exported.carried(&metadata)?;
+            if exported.understand_tensors().is_ok() && exported.family.is_some() {
+                *self = exported;
+                return Ok(());
+            }
+            // Somebody changed it since; what it is, the graph tells.
+        }
+        self.understand_tensors()
+    }
+
+    /// Takes up the config and the other files that an exported ONNX file carries: those that lie beside it may belong to
+    /// another model.
+    fn carried(&mut self, metadata: &BTreeMap<String, String>) -> Result<()> {
+        let source = self.sources[0].clone();
+        let carried = Companions::carried(source.path(), onnx::own::companions(metadata))?;
+        let config = metadata.get(&key("config.json")).map(|text| Companion::within(source.path(), text.as_str()));
+        let carried = match config.map(|config| config.json()).transpose()? {
+            Some(config) => carried.with_config(source.path().to_owned(), config),
+            None => carried,
+        };
+        let mut beside = std::mem::take(&mut self.companions);
+        beside.config = None;
+        self.companions = carried.or(&beside);
+        Ok(())
+    }
+
+    fn understand_tensors(&mut self) -> Result<()> {
         let declared = self.companions.quantization.as_ref().or_else(|| {
             let config = self.config()?;
             ["quantization_config", "quantization"].into_iter().find_map(|key| config.get(key))
         });
         let gathered = match self.onnx() {
-            Some(model) => weights::of_graph(model, self.sources[0].tensors()),
+            Some(model) => weights::of_graph(onnx::weights(model, self.sources[0].tensors())),
+            None if self.exported => weights::of_graph(onnx::own::weights(self.sources[0].tensors())),
             None => weights::gather(&self.sources, weights::Declared(declared)),
         };
         self.weights = gathered.weights;
@@ -192,7 +227,7 @@ impl Checkpoint {
             }
             return Ok(());
         }
-        if self.format() == Format::Onnx {
+        if self.format() == Format::Onnx && !self.exported {
             // What lies between the layers is in its graph.
             let why = "it is an ONNX graph, and there is no config.json that names the model's family";
             self.no_family = Some(why.to_owned());
@@ -240,7 +275,7 @@ impl Checkpoint {
             let transposed = match format {
                 Format::Gguf => false,
                 // As its nodes use it.
-                Format::Onnx => weight.transposed,
+                Format::Onnx if !self.exported => weight.transposed,
                 _ => expected.transposed,
             };
             let mut wanted = expected.shape.clone();
@@ -301,10 +336,24 @@ impl Checkpoint {
         }
     }
 
-    /// The graph of an ONNX file.
+    /// What the first file says of itself, by key: safetensors' metadata, or those of an ONNX file of ours.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        match self.sources.first().map(|source| (source.payload(), source.metadata())) {
+            Some((formats::Payload::Onnx(model), _)) if self.exported => model.metadata(),
+            Some((_, metadata)) => metadata.clone(),
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Whether it is an ONNX file of ours, whose graph its family determines.
+    pub fn is_exported(&self) -> bool {
+        self.exported
+    }
+
+    /// The graph of an ONNX file, if that is all that tells what it computes.
     pub fn onnx(&self) -> Option<&formats::onnx::Model> {
         match self.sources.first()?.payload() {
-            formats::Payload::Onnx(model) => Some(model),
+            formats::Payload::Onnx(model) if !self.exported => Some(model),
             _ => None,
         }
     }
@@ -496,6 +545,7 @@ impl Checkpoint {
             no_family: None,
             slots: HashMap::new(),
             foreign: None,
+            exported: false,
             inputs: self.inputs,
         };
         changed.understand()?;
@@ -537,6 +587,10 @@ impl Checkpoint {
 
     /// How the quantization's config says that linear layers take their inputs, if there is one.
     fn declared_inputs(&self) -> Option<Inputs> {
+        if self.exported {
+            // A graph says it itself, and ours multiply floats.
+            return Some(Inputs::Float);
+        }
         let own =
             self.sources.first().and_then(|source| source.metadata().get(crate::dialect::huggingface::QUANTIZATION));
         let own: Option<Value> = own.and_then(|text| serde_json::from_str(text).ok());

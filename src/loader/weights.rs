@@ -421,9 +421,9 @@ fn weight(name: String, shape: Vec<u64>, encoding: Encoding, tensors: Vec<Tensor
     Weight { encoding, tensors, ..weight }
 }
 
-/// The weights of an ONNX graph.
-pub fn of_graph(model: &formats::onnx::Model, tensors: &[TensorMeta]) -> Gathered {
-    let weights = onnx::weights(model, tensors).into_iter().map(|stored| {
+/// The weights of an ONNX file.
+pub fn of_graph(weights: Vec<onnx::Stored>) -> Gathered {
+    let weights = weights.into_iter().map(|stored| {
         let tensors: Vec<TensorRef> = stored.tensors.iter().map(|&tensor| TensorRef { source: 0, tensor }).collect();
         let plain = Weight::plain(stored.name, stored.role, Dtype::F32, stored.shape, tensors[0]);
         Weight { encoding: stored.encoding, tensors, transposed: stored.in_out, ..plain }

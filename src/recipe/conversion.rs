@@ -22,7 +22,8 @@ pub fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: Format) -> Result
     let held = |encoding: Encoding| match (encoding, format) {
         (encoding, Format::Gguf) => matches!(encoding, Encoding::Plain(_)),
         // Forms that only a graph gives a meaning to.
-        (Encoding::Int8Cols { .. } | Encoding::Blocked { .. }, format) => format == Format::Onnx,
+        (Encoding::Int8Cols { .. }, format) => format == Format::Onnx,
+        (Encoding::Blocked { .. }, format) => format == Format::Onnx || checkpoint.is_exported(),
         (Encoding::Plain(dtype), _) => !dtype.is_block(),
         // Their descriptions, which other tools need, are not part of what is read.
         (Encoding::Foreign(_), _) => false,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use formats::{Dtype, Format, Layout, TensorMeta};
 
-use super::output::{Tensor, Tensors, gguf, huggingface, llama_cpp, onnx};
+use super::output::{Tensor, Tensors, exported, gguf, huggingface, llama_cpp, onnx};
 use super::{Error, Quantized, Recipe, Result, Scheme, conversion, shards};
 use crate::encoding::{Encoding, Lines, PartLayout};
 use crate::family::{Architecture, Role};
@@ -273,7 +273,8 @@ impl Plan {
         }
         let Tensors { files, tensors, constants, mut notes } = match (checkpoint.format(), format) {
             (Format::Gguf, Format::Gguf) => gguf::tensors(checkpoint),
-            (_, Format::Onnx) => onnx::tensors(checkpoint, recipe)?,
+            (Format::Onnx, Format::Onnx) if !checkpoint.is_exported() => onnx::tensors(checkpoint, recipe)?,
+            (_, Format::Onnx) => exported::tensors(checkpoint)?,
             (_, Format::Gguf) => llama_cpp::tensors(checkpoint)?,
             (_, Format::Safetensors | Format::Npz | Format::Pytorch) => {
                 huggingface::tensors(checkpoint, target == Target::Folder)?
@@ -300,6 +301,10 @@ impl Plan {
         match widened.filter(|step| step.encoding == Encoding::Plain(Dtype::F32)).count() {
             0 => {}
             n => plan.notes.push(format!("numpy has no bf16: {n} tensors are widened to f32, which loses nothing")),
+        }
+        if format == Format::Onnx && checkpoint.onnx().is_none() {
+            let notes = exported::notes(checkpoint, &plan);
+            plan.notes.extend(notes);
         }
         let mut names = files;
         if let Some(most) = most {
@@ -332,9 +337,20 @@ impl Plan {
                 false => file,
             };
             step.outputs = step.parts.iter().map(meta).map(|meta| claim(file(&meta), meta)).collect();
-            if let (Treatment::Packed { .. }, Some(&at)) = (step.treatment, step.outputs.get(2)) {
+            if let Encoding::PackedInt { .. } = step.encoding {
                 let shape = [step.rows, step.cols].into_iter().flat_map(u64::to_le_bytes).collect();
-                self.constants.push((at, shape));
+                match step.outputs.get(2) {
+                    Some(&at) if step.treatment != Treatment::Copy => self.constants.push((at, shape)),
+                    Some(_) => {}
+                    None => {
+                        let meta = TensorMeta::new(
+                            format!("{}_shape", step.parts[0].name.trim_end_matches("_packed")),
+                            Dtype::I64,
+                            [2],
+                        );
+                        self.constants.push((claim(file(&meta), meta), shape));
+                    }
+                }
             }
         }
         self.constants.extend(constants.into_iter().map(|(meta, bytes)| (claim(0, meta), bytes)));
@@ -351,7 +367,10 @@ impl Plan {
         output: &Path,
     ) -> Result<()> {
         if format == Format::Onnx {
-            let layouts = onnx::layouts(checkpoint, recipe, self, &names, &metas, output)?;
+            let layouts = match checkpoint.onnx() {
+                Some(_) => onnx::layouts(checkpoint, recipe, self, &names, &metas, output)?,
+                None => exported::layouts(checkpoint, recipe, self, &names, &metas, output)?,
+            };
             let files = names.into_iter().zip(metas).zip(layouts);
             self.files.extend(files.map(|((name, tensors), layout)| PlannedFile { name, tensors, layout }));
             return Ok(());
@@ -492,7 +511,9 @@ fn step(
     let stored = &weights[pieces[0].weight];
     let in_out = stored.transposed != pieces[0].transpose;
     let graph = format == Format::Onnx;
-    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, in_out && !graph, checkpoint);
+    // Only where there is a graph already can it be told to take inputs by outputs.
+    let by_outputs = in_out && !(graph && checkpoint.onnx().is_some());
+    let (mut decision, wanted) = decide(recipe, &canonical, role, shape.len(), input, by_outputs, checkpoint);
     if decision.note.as_deref() == Some(IN_OUT) {
         notes.push(format!("{canonical}: {IN_OUT}"));
     }
@@ -550,7 +571,7 @@ fn step(
         decision.note = Some(note);
     }
     let encoding_of = |treatment: Treatment| match treatment {
-        Treatment::Copy => stored.encoding,
+        Treatment::Copy => copied(stored.encoding, format),
         Treatment::Cast(dtype) | Treatment::Blocks(dtype) => Encoding::Plain(dtype),
         Treatment::Int8 => Encoding::Int8Rows { scale: input },
         Treatment::Int8Cols => Encoding::Int8Cols { scale: input },
@@ -581,11 +602,19 @@ fn step(
     let mut parts =
         parts.map_err(|unfit| Error::Unfit { file: checkpoint.path().to_owned(), name: name.clone(), unfit })?;
     if graph {
-        onnx::name(&mut parts, &name, encoding_of(treatment), input);
+        let before = match (checkpoint.onnx(), encoding_of(treatment)) {
+            (None, Encoding::Plain(dtype)) => dtype,
+            _ => input,
+        };
+        onnx::name(&mut parts, &name, encoding_of(treatment), before);
+    }
+    if treatment == Treatment::Copy {
+        // The shape of packed integers, where the input has no tensor for it, is a constant.
+        parts.truncate(stored.tensors.len());
     }
     let named = match checkpoint.format() {
         Format::Onnx => graph,
-        _ => parts.len() > 1,
+        _ => parts.len() > 1 && !graph,
     };
     if treatment == Treatment::Copy && named {
         // What is copied keeps its names and shapes.
@@ -613,6 +642,15 @@ fn step(
         parts,
         outputs: Vec::new(),
     })
+}
+
+/// The encoding of bytes that are copied: packed integers and ONNX's blocks of them are the same bytes.
+fn copied(stored: Encoding, format: Format) -> Encoding {
+    match (stored, format == Format::Onnx) {
+        (Encoding::PackedInt { bits, group, scale }, true) => Encoding::Blocked { bits, group, scale },
+        (Encoding::Blocked { bits, group, scale }, false) => Encoding::PackedInt { bits, group, scale },
+        _ => stored,
+    }
 }
 
 /// Refuses what is to be taken for numbers and is none.

@@ -12,7 +12,6 @@ use modelpress::encoding::{Encoding, Rows};
 use modelpress::family::{Position, RopeScaling, Slot};
 use modelpress::job::Job;
 use modelpress::loader::{Checkpoint, Options};
-use modelpress::runtime::ops::rope::frequencies;
 use modelpress::runtime::{self, Activations, Error, Model, Observer, Place, forward, linear, walk};
 use safetensors::{Dtype, SafeTensors};
 
@@ -143,7 +142,7 @@ fn a_padding_token_in_a_text_is_refused() {
 fn halve_frequencies(model: &mut Model) {
     let Position::Rope(ropes) = &mut model.shape_mut().position else { return };
     for rope in ropes {
-        let halved = frequencies(rope, 1).into_iter().map(|x| f64::from(f16::from_f32(x)));
+        let halved = rope.frequencies(1).into_iter().map(|x| f64::from(f16::from_f32(x)));
         let plain = |i: usize| f64::from(rope.theta).powf(-(2.0 * i as f64) / rope.dims as f64);
         let factors = halved.enumerate().map(|(i, x)| (plain(i) / x) as f32).collect();
         rope.scaling = RopeScaling::Each(factors);

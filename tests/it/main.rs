@@ -10,6 +10,7 @@ mod compress;
 mod convert;
 mod dtypes;
 mod exchange;
+mod export;
 mod families;
 mod fit;
 mod fixtures;

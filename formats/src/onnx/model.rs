@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 
-use super::proto::{NodeProto, OperatorSetIdProto};
+use super::proto::{ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto};
 use super::wire;
 
 /// Numbers of fields, as `onnx.proto` has them.
@@ -114,6 +116,20 @@ pub struct Node<'a> {
 }
 
 impl Model {
+    /// A new model. What its nodes hold stays in them; it has no initializers.
+    pub fn new(model: &ModelProto) -> Self {
+        let whole = |number, whole: &[u8]| Field { number, content: Content::Raw(whole.to_vec()) };
+        let bytes = model.encode_to_vec();
+        let fields = wire::fields(&bytes).map(|(number, field, value)| match number {
+            field::MODEL_GRAPH => {
+                let within = wire::fields(value).map(|(number, field, _)| whole(number, field)).collect();
+                Field { number, content: Content::Message(within) }
+            }
+            _ => whole(number, field),
+        });
+        Self { fields: fields.collect(), external: false }
+    }
+
     /// The version of ONNX's own operators, 0 if none is said.
     pub fn opset(&self) -> i64 {
         self.opset_of("")
@@ -137,6 +153,13 @@ impl Model {
         let field = self.fields.iter().rfind(|field| field.is(field::MODEL_IR_VERSION));
         let value = field.and_then(Field::value).unwrap_or_default();
         value.iter().enumerate().take(9).fold(0, |sum, (i, byte)| sum | i64::from(byte & 0x7f) << (7 * i))
+    }
+
+    /// What the file says of itself, by key.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let entries = self.fields.iter().filter(|field| field.is(field::MODEL_METADATA));
+        let entries = entries.filter_map(|field| StringStringEntryProto::decode(field.value()?).ok());
+        entries.map(|entry| (entry.key().to_owned(), entry.value().to_owned())).collect()
     }
 
     /// Whether any of its constants lie in files of their own.

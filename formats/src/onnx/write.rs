@@ -28,6 +28,8 @@ pub struct Edit {
     /// What is stored in place of a tensor of the source. One of the model's own graph that is missing here is left out; those
     /// of graphs within it have to stay.
     pub constants: BTreeMap<usize, Stored>,
+    /// Tensors of the output that become initializers beside the source's: the file, and which of its tensors.
+    pub added: Vec<(usize, usize)>,
     /// Nodes of the model's graph, by the name of their first output, and those that take their place.
     pub replaced: HashMap<String, Vec<NodeProto>>,
     /// Versions that domains of operators have at least.
@@ -305,7 +307,7 @@ impl Writer<'_> {
                 _ => pieces.extend(self.field(field)?),
             }
         }
-        for &(file, part) in moved.iter().flat_map(|(_, stored)| &stored.parts) {
+        for &(file, part) in moved.iter().flat_map(|(_, stored)| &stored.parts).chain(&self.edit.added) {
             let meta = &self.files[file][part];
             let mut rest = Vec::new();
             wire::text(&mut rest, field::TENSOR_NAME, meta.name.as_bytes());

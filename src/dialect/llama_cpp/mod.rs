@@ -21,14 +21,7 @@ pub use lost::left_out;
 pub use metadata::{architecture, file_type};
 pub use rope::rope_factors;
 
-/// What llama.cpp cannot be told, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unsayable {
-    /// What it is.
-    pub problem: String,
-    /// What to do about it.
-    pub next: String,
-}
+pub use super::Unsayable;
 
 /// In llama.cpp's gemma3 every so many-th layer sees all positions, unless the file says otherwise.
 const EVERY: usize = 6;

@@ -18,10 +18,10 @@ pub const MICROSOFT: &str = "com.microsoft";
 /// The operator of matrices in blocks of codes.
 pub const BLOCKED: &str = "MatMulNBits";
 /// What the names of stored tensors end in, after the name of the weight.
-const CODES: &str = "_quantized";
-const SCALES: &str = "_scale";
-const BLOCK_CODES: [(u8, &str); 2] = [(4, "_Q4"), (8, "_Q8")];
-const BLOCK_SCALES: &str = "_scales";
+pub(super) const CODES: &str = "_quantized";
+pub(super) const SCALES: &str = "_scale";
+pub(super) const BLOCK_CODES: [(u8, &str); 2] = [(4, "_Q4"), (8, "_Q8")];
+pub(super) const BLOCK_SCALES: &str = "_scales";
 
 /// A weight of a graph.
 #[derive(Debug, Clone, PartialEq)]

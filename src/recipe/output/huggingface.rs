@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Tensor, Tensors, from_gguf, most_values};
 use crate::dialect::huggingface::{self as dialect, Class, Form, Module};
+use crate::dialect::onnx::own;
 use crate::encoding::Encoding;
 use crate::family::table::Expected;
 use crate::family::{Architecture, Family, Role};
@@ -47,10 +48,20 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Result<Tensors> {
             next: "Its weights alone can be written as one file: NAME.safetensors".to_owned(),
         });
     }
+    let (mut tensors, lost) = named(checkpoint);
+    notes.extend(lost);
+    for tensor in tensors.iter_mut().filter(|_| shards) {
+        tensor.file = checkpoint.weights()[tensor.pieces[0].weight].tensors[0].source;
+    }
+    Ok(Tensors { files, tensors, notes, ..Tensors::default() })
+}
+
+/// The tensors of a checkpoint under their own names, in one file; and which of a GGUF file's have none.
+pub fn named(checkpoint: &Checkpoint) -> (Vec<Tensor>, Vec<String>) {
     if let Some(family) = checkpoint.family().filter(|_| checkpoint.format() == Format::Gguf) {
         let (tensors, lost) = from_llama_cpp(checkpoint, family);
-        notes.extend(lost.map(|name| format!("{name}: a {} has no place for it; left out", family.name)));
-        return Ok(Tensors { files, tensors, notes, ..Tensors::default() });
+        let lost = lost.map(|name| format!("{name}: a {} has no place for it; left out", family.name));
+        return (tensors, lost.collect());
     }
     let tensors = checkpoint.weights().iter().enumerate().map(|(i, weight)| Tensor {
         name: weight.name.clone(),
@@ -61,9 +72,9 @@ pub fn tensors(checkpoint: &Checkpoint, folder: bool) -> Result<Tensors> {
         cols: weight.cols,
         pieces: vec![Piece::whole(i, weight)],
         only: None,
-        file: if shards { weight.tensors[0].source } else { 0 },
+        file: 0,
     });
-    Ok(Tensors { files, tensors: tensors.collect(), notes, ..Tensors::default() })
+    (tensors.collect(), Vec::new())
 }
 
 /// The tensors of a checkpoint in one file of this dialect, whatever it is stored as.
@@ -124,7 +135,13 @@ fn from_llama_cpp<'a>(
 /// The string metadata of a written file: what the input's said, the tool's version, the recipe, and how it is quantized.
 /// Nothing that depends on time or place.
 pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> BTreeMap<String, String> {
-    let mut metadata = checkpoint.sources().first().map(|source| source.metadata().clone()).unwrap_or_default();
+    let mut metadata = checkpoint.metadata();
+    if checkpoint.is_exported() {
+        // What is the folder's is in its files again.
+        let carried: Vec<String> =
+            dialect::FILES.iter().chain(&["config.json"]).map(|name| dialect::key(name)).collect();
+        metadata.retain(|key, _| !carried.contains(key) && key != own::FAMILY);
+    }
     // transformers refuses files that do not name the framework.
     metadata.entry("format".into()).or_insert_with(|| "pt".into());
     match recipe.quantized {
@@ -152,8 +169,8 @@ pub fn file_metadata(checkpoint: &Checkpoint, recipe: &Recipe, plan: &Plan) -> B
 
 /// How the input says that its weights are quantized: a single file in its metadata, a folder in its config.
 fn kept_quantization(checkpoint: &Checkpoint) -> Option<Value> {
-    let own = checkpoint.sources().first()?.metadata().get(dialect::QUANTIZATION);
-    let own = own.and_then(|text| serde_json::from_str(text).ok());
+    let own = checkpoint.metadata();
+    let own = own.get(dialect::QUANTIZATION).and_then(|text| serde_json::from_str(text).ok());
     own.or_else(|| checkpoint.config()?.get("quantization_config").cloned())
 }
 
@@ -191,6 +208,11 @@ pub fn folder(checkpoint: &Checkpoint, recipe: &Recipe, plan: &mut Plan) -> Resu
     }
     if let Some(metadata) = checkpoint.gguf() {
         plan.written.extend(from_gguf::files(checkpoint, metadata)?);
+    }
+    if checkpoint.is_exported() {
+        for (name, file) in checkpoint.companions().files() {
+            plan.written.push((name.into(), file.text()?.into_bytes()));
+        }
     }
     if !checkpoint.files().whole_folder {
         let beside = BESIDE.iter().map(|name| (PathBuf::from(name), checkpoint.files().folder.join(name)));
@@ -364,7 +386,10 @@ fn torch_name(dtype: Dtype) -> Option<&'static str> {
 
 /// compressed-tensors' description of the output's quantized weights; `None` if it has none.
 fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
-    let is_matrix = |step: &&Step| step.name.ends_with(".weight") && step.parts[0].shape.len() == 2;
+    let is_matrix = |step: &&Step| {
+        let axes = if matches!(step.encoding, Encoding::Blocked { .. }) { 3 } else { 2 };
+        step.name.ends_with(".weight") && step.parts[0].shape.len() == axes
+    };
     let modules = plan.steps.iter().filter(is_matrix).filter_map(|step| {
         let class = match step.role {
             Role::Norm | Role::Bias | Role::Other | Role::Conv => return None,
@@ -374,7 +399,7 @@ fn quantization_config(checkpoint: &Checkpoint, plan: &Plan) -> Option<Value> {
         let name = step.name.strip_suffix(".weight")?.to_owned();
         let form = match step.encoding {
             Encoding::Int8Rows { .. } => Some(Form::Int8),
-            Encoding::PackedInt { bits, group, .. } => {
+            Encoding::PackedInt { bits, group, .. } | Encoding::Blocked { bits, group, .. } => {
                 Some(Form::Packed { bits, group: (group < step.cols).then_some(group) })
             }
             Encoding::Fp8Rows { .. } => Some(Form::Fp8),

@@ -1,5 +1,6 @@
 //! What each target is made of: its tensors, its metadata, its other files.
 
+pub mod exported;
 mod from_gguf;
 pub mod gguf;
 pub mod huggingface;

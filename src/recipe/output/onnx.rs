@@ -86,7 +86,7 @@ pub fn files(checkpoint: &Checkpoint, plan: &Plan, output: &Path) -> Vec<String>
     let bytes = |part: &PartLayout| TensorMeta::new("", part.dtype, part.shape.clone()).bytes().unwrap_or(0);
     let all: u64 = plan.steps.iter().flat_map(|step| &step.parts).map(bytes).sum();
     let beside = format!("{name}.data");
-    match checkpoint.onnx().is_some_and(|model| model.goes_outside(all)) {
+    match checkpoint.onnx().unwrap_or(&Model::default()).goes_outside(all) {
         true => vec![name, beside],
         false => vec![name],
     }

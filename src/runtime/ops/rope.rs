@@ -1,6 +1,5 @@
 //! Rotary position embedding (Su et al., 2021): pairs (i, i + dims/2) of a head are turned by position · frequency.
 
-use std::f64::consts::TAU;
 use std::ops::Range;
 
 use crate::family::{Rope, RopeScaling};
@@ -18,32 +17,6 @@ pub struct Rotation {
     long: Option<(usize, Vec<(f32, f32)>)>,
 }
 
-/// The angle per position of each pair, in texts of so many positions.
-pub fn frequencies(rope: &Rope, length: usize) -> Vec<f32> {
-    let pairs = rope.dims / 2;
-    (0..pairs)
-        .map(|i| {
-            let plain = f64::from(rope.theta).powf(-(2.0 * i as f64) / rope.dims as f64);
-            let scaled = match &rope.scaling {
-                RopeScaling::None => plain,
-                RopeScaling::Linear { factor } => plain / f64::from(*factor),
-                RopeScaling::Each(factors) => plain / f64::from(factors[i]),
-                RopeScaling::Long { short, long, original_context, .. } => {
-                    plain / f64::from(if length > *original_context { long[i] } else { short[i] })
-                }
-                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                    let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
-                    // How often the pair turns within the original context decides; between the bounds, a blend.
-                    let turns = f64::from(*original_context) * plain / TAU;
-                    let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    (1.0 - share) * plain / f64::from(*factor) + share * plain
-                }
-            };
-            scaled as f32
-        })
-        .collect()
-}
-
 impl Rotation {
     /// The rotation of these positions.
     pub fn new(rope: &Rope, positions: Range<usize>) -> Self {
@@ -54,7 +27,7 @@ impl Rotation {
             _ => (1.0, None),
         };
         let turns = |length: usize| {
-            let frequencies = frequencies(rope, length);
+            let frequencies = rope.frequencies(length);
             let angles = positions.clone().flat_map(|position| {
                 // The angle is rounded to f32 as in the reference; its cosine then deserves all digits.
                 frequencies.iter().map(move |frequency| position as f32 * frequency).collect::<Vec<_>>()
@@ -161,17 +134,5 @@ mod tests {
         let mut out = x;
         Rotation::new(&rope, 5..25).apply(&mut out, 8, &starts, &[7, 9, 5], &[10, 9, 25], &Pool::new(2));
         close(&out, &expected, 1e-5);
-    }
-
-    #[test]
-    fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
-        let scaling =
-            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 };
-        let plain = frequencies(&Rope { theta: 5e5, dims: 128, scaling: RopeScaling::None }, 9000);
-        let scaled = frequencies(&Rope { theta: 5e5, dims: 128, scaling }, 9000);
-        let ratio: Vec<f32> = plain.iter().zip(&scaled).map(|(p, s)| p / s).collect();
-        assert_eq!(ratio[0], 1.0);
-        assert!((ratio[63] - 8.0).abs() < 1e-4);
-        assert!(ratio.is_sorted() && ratio.iter().any(|r| *r > 1.5 && *r < 7.0));
     }
 }

@@ -7,7 +7,7 @@ mod write;
 use formats::gguf::Metadata;
 use serde_json::Value;
 
-use crate::dialect::huggingface::FILES;
+use crate::dialect::huggingface::{FILES, key};
 
 pub use read::{tokenizer_config, tokenizer_json};
 pub use write::{Original, write};
@@ -24,13 +24,6 @@ mod kind {
 
 /// The mark that stands for a space in SentencePiece's vocabularies, and for a word's beginning in llama.cpp's of BERT.
 const SPACE: char = '▁';
-
-/// The key under which our own GGUF files carry a Hugging Face folder's file word for word, so that it returns exactly:
-/// `modelpress.tokenizer` for `tokenizer.json`. The config has its own ([`super::CONFIG_KEY`]).
-fn key(name: &str) -> String {
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    format!("modelpress.{}", stem.replace('/', "."))
-}
 
 /// The files of a Hugging Face folder that a GGUF file holds, but for its `tokenizer.json`, where that must be rebuilt
 /// ([`tokenizer_json`]): the original ones where it carries them, else what can be told from its keys.

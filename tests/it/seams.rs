@@ -134,6 +134,7 @@ fn plan_of(encoding: Encoding, rows: u64, cols: u64) -> Plan {
         treatment: Treatment::Cast(Dtype::F32),
         search: false,
         importance: None,
+        chosen: false,
         encoding,
         parts,
         outputs,

@@ -205,7 +205,7 @@ fn learned_windows(windows: &[Vec<u32>], tokens: usize) -> usize {
 fn needed(matrix: &Matrix, t: &Transformer) -> u64 {
     let bands = matrix.bands();
     let (cols, rows) = (matrix.cols as u64, bands[0].rows.end - bands[0].rows.start);
-    let outputs = if bands.len() == 1 { 16 * rows * rows } else { 0 };
+    let outputs = if matrix.is_banded() { 0 } else { 16 * rows * rows };
     2 * Sums::bytes(matrix.cols, t.hidden, asked(matrix.place, t)) + 16 * cols * cols + 40 * rows * cols + outputs
 }
 

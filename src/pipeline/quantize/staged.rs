@@ -1,6 +1,6 @@
 //! Chosen codes beside the output, and the model as far as its codes are chosen.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -22,6 +22,8 @@ pub struct Staged {
     journal: Option<Mutex<Journal>>,
     /// For each step in it, its first tensor.
     first: BTreeMap<usize, usize>,
+    /// The tensors' names.
+    names: Vec<String>,
 }
 
 impl Staged {
@@ -54,7 +56,8 @@ impl Staged {
                 (sink, Some(Mutex::new(Journal::open(&path, work, taken_up)?)))
             }
         };
-        let staged = Self { sink, journal, first };
+        let names = metas.into_iter().map(|meta| meta.name).collect();
+        let staged = Self { sink, journal, first, names };
         for (at, bytes) in &plan.constants {
             let of = |step: &&usize| plan.steps[**step].outputs.contains(at);
             if let Some(&step) = matrices.steps.iter().find(of) {
@@ -107,7 +110,14 @@ impl Staged {
     /// The file cannot be opened.
     pub fn checkpoint(&self, checkpoint: &Checkpoint, matrices: &Matrices, access: Access) -> Result<Arc<Checkpoint>> {
         let source = formats::open(self.sink.staging(), access, &Limits::default())?;
-        Ok(Arc::new(checkpoint.with_codes(source, &matrices.coded)))
+        // A reader need not list tensors in the order in which they were laid out.
+        let places = source.tensors().iter().enumerate().map(|(at, meta)| (meta.name.clone(), at));
+        let places: HashMap<String, usize> = places.collect();
+        let mut coded = matrices.coded.clone();
+        for at in coded.iter_mut().flat_map(|coded| &mut coded.weight.tensors) {
+            at.tensor = places[&self.names[at.tensor]];
+        }
+        Ok(Arc::new(checkpoint.with_codes(source, &coded)))
     }
 }
 

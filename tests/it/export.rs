@@ -79,9 +79,11 @@ fn every_family_becomes_a_whole_graph_and_comes_back() {
         let report = compress(args!["convert", &folder, &onnx, "--json"]).exits(0).json();
         assert_eq!(report["check"], json!({"kind": "values", "weights": report["check"]["weights"], "passed": true}));
         // The graph's constants are the model's tensors, by name and shape, and nothing else.
-        let own = tensors(&folder.join("model.safetensors"));
-        let own = own.into_iter().map(|(name, (_, shape, _))| (name, shape.iter().map(|&d| d as u64).collect()));
-        assert_eq!(whole(&onnx), own.collect());
+        let own: BTreeMap<String, Vec<u64>> = tensors(&folder.join("model.safetensors"))
+            .into_iter()
+            .map(|(name, (_, shape, _))| (name, shape.iter().map(|&d| d as u64).collect()))
+            .collect();
+        assert_eq!(whole(&onnx), own);
         // It runs as the folder does.
         let opened = std::sync::Arc::new(Checkpoint::open(&onnx, &Options::default()).unwrap());
         let (hidden, logits) = difference_of(&opened, &fixture("golden").join(family), usize::MAX);

@@ -135,7 +135,6 @@ fn plan_of(encoding: Encoding, rows: u64, cols: u64) -> Plan {
         chosen: false,
         search: false,
         importance: None,
-        chosen: false,
         encoding,
         parts,
         outputs,

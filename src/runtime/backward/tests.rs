@@ -244,9 +244,8 @@ fn gradients_are_pytorchs() {
 }
 
 #[test]
-fn nothing_depends_on_threads_or_the_memory_budget() {
-    // Windows of a few tokens only are multiplied in another order than those of more, where they come alone.
-    let windows: Vec<Vec<u32>> = windows().into_iter().filter(|window| window.len() > 8).collect();
+fn threads_change_nothing_and_the_memory_budget_no_more_than_last_bits() {
+    let windows = windows();
     for family in ["gemma3", "qwen3-moe", "bert"] {
         let model = load(&fixture("golden").join(family));
         let of = |threads, memory| {
@@ -255,6 +254,13 @@ fn nothing_depends_on_threads_or_the_memory_budget() {
         };
         let first = of(1, 1 << 30);
         assert!(first == of(3, 1 << 30), "{family}: threads");
-        assert!(first == of(2, 1 << 10), "{family}: memory");
+        // A budget decides how many rows are multiplied together, and where the crate `gemm` multiplies, the order of its sums
+        // depends on their number.
+        for (place, (_, found)) in of(2, 1 << 10) {
+            let most = first[&place].1.iter().flatten().fold(0.0f32, |most, x| most.max(x.abs()));
+            for (found, expected) in found.iter().flatten().zip(first[&place].1.iter().flatten()) {
+                assert!((found - expected).abs() <= 1e-4 * most, "{family} {place:?}: {found} instead of {expected}");
+            }
+        }
     }
 }

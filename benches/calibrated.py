@@ -112,7 +112,8 @@ def importance(path, tokens):
 
 def compress(target, *flags):
     start = time.time()
-    command = [a.program, a.model, "-o", target, "--force", "--accept", "--json", "-q", *flags, *a.flags]
+    command = [a.program, a.model, "-o", target, "--force", "--json", "-q", *flags, *a.flags]
+    command += [] if "--no-check" in flags else ["--accept"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout), time.time() - start
 
@@ -143,7 +144,7 @@ with tempfile.TemporaryDirectory() as folder:
     by_text = ["--calibrate", a.model / "calib.txt"]
     matrix = folder / "imatrix.gguf"
     importance(matrix, read("calib.txt", None))
-    compress(folder / "original.gguf", "--scheme", "f32", "--no-check")
+    subprocess.run([a.program, "convert", a.model, folder / "original.gguf", "-q"], check=True)
     original = predictions(folder / "original.gguf", windows)
     print("| type | llama-quantize, imatrix | by a text | ratio | must | by our check | seconds |\n|---|---|---|---|---|---|---|")
     for scheme in a.types:

@@ -17,8 +17,8 @@ const MOST_TOKENS: usize = 512;
 /// Sequences that a decoder is about to continue, each on its own.
 ///
 /// Keys and values of every position, the latest too, are taken from the cache: so the logits do not depend on how tokens
-/// were handed over, in one piece or one by one, or on other sequences, up to the order of sums and, in f16, to ties of
-/// rounding.
+/// were handed over, in one piece or one by one, or on other sequences, up to the order of sums and, in 16 bits, to
+/// ties of rounding.
 pub struct Session<'a> {
     job: &'a Job,
     embedding: Embedding,
@@ -47,13 +47,13 @@ pub enum End {
 }
 
 impl<'a> Session<'a> {
-    /// Takes up a decoder's weights for `sequences` of up to `positions` tokens, with a cache in f16. Weights that are mapped
+    /// Takes up a decoder's weights for `sequences` of up to `positions` tokens, with a cache of 16 bits. Weights that are mapped
     /// stay where they are.
     ///
     /// # Errors
     /// A model that is no decoder, more positions than it has, or weights that are missing or cannot be read.
     pub fn new(model: &Model, sequences: usize, positions: usize, job: &'a Job) -> Result<Self, Error> {
-        Self::with_precision(model, sequences, positions, Precision::F16, job)
+        Self::with_precision(model, sequences, positions, Precision::Int16, job)
     }
 
     /// As [`Session::new`], with a cache in another precision.

@@ -32,7 +32,7 @@ const DECODERS: [&str; 10] = [
 ];
 
 /// Token by token or in one pass: the same logits. A cache in f32 shows that the steps compute what a pass over everything
-/// does. Rounding keys and values to f16 costs about 2⁻¹¹ of the logits, in one pass as in steps.
+/// does. The usual one rounds what has long passed, which costs about 10⁻⁵ of the largest logit.
 #[test]
 fn steps_with_the_cache_equal_one_pass() {
     let job = Job::new(2);
@@ -40,24 +40,21 @@ fn steps_with_the_cache_equal_one_pass() {
         let model = model(name);
         let tokens: Vec<u32> = (0..24u32).map(|i| (i * 37 + 5) % 256).collect();
         let whole = forward(&model, &tokens, &job).unwrap().logits;
-        let largest = whole.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         let session = |precision| Session::with_precision(&model, 1, tokens.len(), precision, &job).unwrap();
-        let (mut halves, mut floats) = (session(Precision::F16), session(Precision::F32));
-        // Of steps in f16 from one pass in f16, of steps in f32 from the pass over everything, of steps in f16 from that.
+        let (mut halves, mut floats) = (session(Precision::Int16), session(Precision::F32));
+        // Of steps in 16 bits from one pass in 16 bits, of steps in f32 from the pass over everything, of steps in 16 bits from that.
         let mut most = [0.0f32; 3];
         for (at, token) in tokens.iter().enumerate() {
             let step = halves.extend(&[vec![*token]]).unwrap().concat();
             let exact = floats.extend(&[vec![*token]]).unwrap().concat();
-            let one_pass = session(Precision::F16).extend(&[tokens[..=at].to_vec()]).unwrap().concat();
+            let one_pass = session(Precision::Int16).extend(&[tokens[..=at].to_vec()]).unwrap().concat();
             let expected = &whole[at * model.shape().vocab..][..step.len()];
             let now = [difference(&step, &one_pass), difference(&exact, expected), difference(&step, expected)];
             most.iter_mut().zip(now).for_each(|(most, now)| *most = most.max(now));
         }
-        println!("{name}: f16 steps, f32 steps, f16 to f32: {most:?} (logits up to {largest:.1})");
-        // One token and many go through different loops, so a key may differ in the last bit of f32, and that bit may decide to
-        // which half it is rounded: a change of 2⁻¹¹ of that key, seen where logits are large.
-        let flips = 1e-4f32.max(1e-5 * largest);
-        assert!(most[0] <= flips && most[1] <= 1e-4 && most[2] <= 1e-4 + largest / 2048.0, "{name}: {most:?}");
+        let largest = whole.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        println!("{name}: {most:?}, of logits up to {largest:.1}");
+        assert!(most.iter().all(|most| *most <= 1e-4), "{name}: {most:?}");
         let error = halves.extend(&[vec![1]]).unwrap_err();
         assert!(matches!(error, Error::TooLong { length: 25, limit: 24 }), "{error}");
         let error = Session::new(&model, 1, model.shape().max_positions + 1, &job).err().unwrap();

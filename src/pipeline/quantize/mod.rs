@@ -281,22 +281,16 @@ impl Chooser<'_> {
         Ok(Known::of_outputs(metric, self.t.hidden, self.learned as u64, &self.job.pool))
     }
 
-    /// G of the outputs of a matrix in the order of its rows, with a mean of 1 on its diagonal, and a little of the identity.
+    /// G of the outputs of a matrix in the order of its rows.
     fn outputs(&self, matrix: &Matrix) -> Result<Option<Vec<f64>>> {
-        const IDENTITY: f64 = 0.05;
         let Some(fisher) = self.fisher.as_ref().filter(|_| self.takes(Step::Outputs)) else { return Ok(None) };
         let Some(outputs) = fisher.outputs(matrix.place)?.filter(|_| !matrix.is_banded()) else {
             return Ok(None);
         };
         let rows = (matrix.rows.end - matrix.rows.start) as usize;
         let order = self.plan.steps[matrix.step].pieces[0].order;
-        let mean = (0..rows).map(|i| outputs[i * rows + i]).sum::<f64>() / rows as f64;
-        if !(mean > 0.0 && mean.is_finite()) {
-            return Ok(None);
-        }
-        let at = |row: usize| order.canonical(row, rows);
-        let entry = |i: usize, j: usize| outputs[at(i) * rows + at(j)] / mean + if i == j { IDENTITY } else { 0.0 };
-        Ok(Some((0..rows * rows).map(|n| entry(n / rows, n % rows)).collect()))
+        let at: Vec<usize> = (0..rows).map(|row| order.canonical(row, rows)).collect();
+        Ok(Some((0..rows * rows).map(|n| outputs[at[n / rows] * rows + at[n % rows]]).collect()))
     }
 
     fn block(&self, walk: &mut Walk<'_>, layer: usize, found: &mut Vec<Chosen>) -> Result<()> {

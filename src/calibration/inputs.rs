@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::outer::{Part, RUN, add_products};
 use crate::family::Slot;
-use crate::runtime::kernels::gemm::{View, times_transposed};
-use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::{Activations, Observer, Place};
 use crate::threads::Pool;
 
@@ -37,18 +36,11 @@ pub struct Inputs {
     pub cols: usize,
     /// Σ x² of each feature.
     squares: Vec<f64>,
-    /// Σ x xᵀ `[cols, cols]`, or empty: of what is not pending, the lower triangle by tiles.
+    /// Σ x xᵀ `[cols, cols]`, or empty: of what is not pending, the lower triangle.
     products: Vec<f64>,
     /// Rows whose products are not added yet.
     pending: Vec<f32>,
 }
-
-/// Features of a tile of the product.
-const TILE: usize = 256;
-
-/// Rows whose products are added together: within these in f32, over all in f64. A fixed number, so that sums depend neither
-/// on the threads nor on how many rows the memory budget lets come at a time.
-const RUN: usize = 256;
 
 impl Inputs {
     /// Nothing seen yet.
@@ -61,9 +53,14 @@ impl Inputs {
     pub fn add(&mut self, x: &[f32], pool: &Pool) {
         let (d, rows) = (self.cols, x.len() / self.cols.max(1));
         self.rows += rows as u64;
-        for row in x.chunks_exact(d) {
-            self.squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
-        }
+        // Features of a piece of work: a row's cache lines are one thread's.
+        const FEATURES: usize = 256;
+        pool.for_each_chunk(&mut self.squares, FEATURES, |piece, squares| {
+            for row in x.chunks_exact(d) {
+                let row = &row[piece * FEATURES..][..squares.len()];
+                squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+            }
+        });
         if self.products.is_empty() {
             return;
         }
@@ -105,31 +102,8 @@ impl Inputs {
     /// Adds the products of the rows that are pending.
     pub fn add_pending(&mut self, pool: &Pool) {
         let x = std::mem::take(&mut self.pending);
-        let (d, rows) = (self.cols, x.len() / self.cols.max(1));
-        if rows == 0 {
-            return;
-        }
-        let mut turned = vec![0f32; x.len()];
-        for (i, row) in x.chunks_exact(d).enumerate() {
-            row.iter().enumerate().for_each(|(j, x)| turned[j * rows + i] = *x);
-        }
-        // A run of rows of the lower triangle for each piece of work.
-        pool.for_each_chunk(&mut self.products, TILE * d, |band, sums| {
-            let first = band * TILE;
-            let height = sums.len() / d;
-            let left = View::new(&turned[first * rows..], height, rows, rows);
-            let mut product = vec![0f32; height * TILE];
-            for column in (0..first + height).step_by(TILE) {
-                let width = TILE.min(d - column);
-                let right = View::new(&turned[column * rows..], width, rows, rows);
-                let product = &mut product[..height * width];
-                times_transposed(left, right, 1.0, &mut Tile::whole(product, width));
-                for (sums, product) in sums.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
-                    let sums = &mut sums[column..column + width];
-                    sums.iter_mut().zip(product).for_each(|(sum, x)| *sum += f64::from(*x));
-                }
-            }
-        });
+        let d = self.cols;
+        add_products(&mut self.products, (&x, d), (&x, d), Part::Lower, pool);
     }
 
     /// ‖x‖₂ of each feature over all tokens.

@@ -12,6 +12,7 @@ mod error;
 pub mod file;
 pub mod fisher;
 pub mod inputs;
+mod outer;
 pub mod pairs;
 pub mod structure;
 pub mod text;

@@ -7,17 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::inputs::{Inputs, Wanted};
-use crate::runtime::kernels::gemm::{View, times_transposed};
-use crate::runtime::kernels::tiles::Tile;
+use super::outer::{Part, RUN, add_products};
 use crate::runtime::{Activations, Observer, Place};
 use crate::threads::Pool;
-
-/// Features of a tile of a product.
-const TILE: usize = 256;
-
-/// Rows whose products are added together: within these in f32, over all in f64. A fixed number, so that sums depend neither
-/// on the threads nor on how many rows come at a time.
-const RUN: usize = 256;
 
 /// Σ a bᵀ over pairs of rows.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,27 +41,8 @@ impl Products {
     }
 
     fn add_pending(&mut self, pool: &Pool) {
-        let rows = self.pending[0].len() / self.left.max(1);
-        if rows == 0 {
-            return;
-        }
-        let [left, right] = [(0, self.left), (1, self.right)].map(|(side, width)| turned(&self.pending[side], width));
-        let width = self.right;
-        pool.for_each_chunk(&mut self.sums, TILE * width, |band, sums| {
-            let height = sums.len() / width;
-            let rows_of = View::new(&left[band * TILE * rows..], height, rows, rows);
-            let mut product = vec![0f32; height * TILE];
-            for column in (0..width).step_by(TILE) {
-                let wide = TILE.min(width - column);
-                let product = &mut product[..height * wide];
-                let columns = View::new(&right[column * rows..], wide, rows, rows);
-                times_transposed(rows_of, columns, 1.0, &mut Tile::whole(product, wide));
-                for (sums, product) in sums.chunks_exact_mut(width).zip(product.chunks_exact(wide)) {
-                    let sums = &mut sums[column..column + wide];
-                    sums.iter_mut().zip(product).for_each(|(sum, x)| *sum += f64::from(*x));
-                }
-            }
-        });
+        let [left, right] = &self.pending;
+        add_products(&mut self.sums, (left, self.left), (right, self.right), Part::Whole, pool);
         self.pending.iter_mut().for_each(Vec::clear);
     }
 
@@ -80,16 +53,6 @@ impl Products {
         self.sums.iter_mut().for_each(|sum| *sum *= share);
         self.sums
     }
-}
-
-/// The columns of some rows, one after the other.
-fn turned(x: &[f32], width: usize) -> Vec<f32> {
-    let rows = x.len() / width.max(1);
-    let mut turned = vec![0f32; x.len()];
-    for (i, row) in x.chunks_exact(width).enumerate() {
-        row.iter().enumerate().for_each(|(j, x)| turned[j * rows + i] = *x);
-    }
-    turned
 }
 
 /// What is asked for of an input.

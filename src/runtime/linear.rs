@@ -175,7 +175,7 @@ fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scr
     /// Rows of x in a tile: many, so that what is made of the weights once for them does not show.
     const TILE_ROWS: usize = 512;
     /// Weights' rows in a tile.
-    const TILE_COLS: usize = 32;
+    const TILE_COLS: usize = 64;
 
     let Form::Int8(scales) = stored.form else { return };
     let codes: &[i8] = bytemuck::cast_slice(stored.bytes);

@@ -6,11 +6,10 @@ use formats::Dtype;
 
 use super::activations::{Activations, Share};
 use super::kernels::float;
-use super::kernels::gemm::{View, times_transposed};
 use super::kernels::int8::{self, MOST_COLUMNS};
 use super::kernels::integer::{self, Shape};
 use super::kernels::roof::Arithmetic;
-use super::kernels::tiles::{self, Tile};
+use super::kernels::tiles;
 use super::scratch::Scratch;
 use crate::encoding::{Form, Inputs, Rows, Stored};
 use crate::threads::Pool;
@@ -88,24 +87,13 @@ impl Way {
 
     fn method(self) -> Method {
         let (one, many, arithmetic) = match self {
-            Way::Unpacked | Way::Float => {
-                let kernel = float::kernel();
-                let many = if kernel.takes_many() { kernel.name() } else { "unpacked, gemm" };
-                (kernel.name(), many, Arithmetic::Float)
-            }
+            Way::Unpacked | Way::Float => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
         };
         Method { one, many, arithmetic }
     }
 }
-
-/// Tiles of the output: few enough rows and columns that both operands stay in the second cache, enough that packing them
-/// does not show.
-const TILE: usize = 256;
-
-/// The most that a band of unpacked rows takes: half of the second cache, in elements.
-const BAND: usize = 1 << 18;
 
 impl Linear for Matrix {
     fn in_features(&self) -> usize {
@@ -130,7 +118,7 @@ impl Linear for Matrix {
         match (self.way, self.rows.stored()) {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
-            (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch, pool),
+            (Way::Float, Some(stored)) => float(&stored, n, x, out, pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
@@ -142,26 +130,11 @@ fn few_cols(n: usize, pool: &Pool) -> usize {
     n.div_ceil(4 * pool.threads()).next_multiple_of(32)
 }
 
-fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
-    let kernel = float::kernel();
-    if x.rows() < float::FEW || kernel.takes_many() {
-        let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
-        return tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
-            kernel.multiply(stored, tile.first_col(), x, &mut tile);
-        });
-    }
-    let k = x.cols();
-    let data = match stored.form {
-        Form::Plain(Dtype::F32) if stored.order.is_none() => bytemuck::try_cast_slice::<u8, f32>(stored.bytes).ok(),
-        _ => None,
-    };
-    match data {
-        Some(weights) => tiles::for_each(pool, out, n, &tiles::cuts(x.rows(), TILE), TILE, |mut tile| {
-            let band = View::new(&weights[tile.first_col() * k..], tile.cols(), k, k);
-            multiply(x, band, &mut tile);
-        }),
-        None => unpacked(n, x, out, scratch, pool, |first, band| float::unpack(stored, first, k, band)),
-    }
+fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], pool: &Pool) {
+    let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
+    tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
+        float::kernel().multiply(stored, tile.first_col(), x, &mut tile);
+    });
 }
 
 fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &mut [f32], pool: &Pool) {
@@ -175,7 +148,7 @@ fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scr
     /// Rows of x in a tile: many, so that what is made of the weights once for them does not show.
     const TILE_ROWS: usize = 512;
     /// Weights' rows in a tile.
-    const TILE_COLS: usize = 32;
+    const TILE_COLS: usize = 64;
 
     let Form::Int8(scales) = stored.form else { return };
     let codes: &[i8] = bytemuck::cast_slice(stored.bytes);
@@ -212,27 +185,22 @@ fn unpacked(
     unpack: impl Fn(usize, &mut [f32]) + Send + Sync,
 ) {
     let (rows, k) = (x.rows(), x.cols());
-    let kernel = float::kernel();
-    let own = (rows < float::FEW || kernel.takes_many()) && cfg!(target_endian = "little");
-    let band = if own { float::PANEL } else { (BAND / k.max(1)).clamp(1, TILE / 4) };
-    tiles::for_each(pool, out, n, &[0, rows], band, |mut tile| {
+    tiles::for_each(pool, out, n, &[0, rows], float::PANEL, |mut tile| {
         scratch.floats(tile.cols() * k, |buffer| {
             unpack(tile.first_col(), buffer);
-            if !own {
-                return multiply(x, View::new(buffer, tile.cols(), k, k), &mut tile);
-            }
             // By the same kernel as rows that lie in memory, so that it does not show in the last bits how they lie.
-            let (form, bytes) = (Form::Plain(Dtype::F32), bytemuck::cast_slice(buffer));
+            let bytes: Vec<u8>;
+            let bytes = if cfg!(target_endian = "little") {
+                bytemuck::cast_slice(buffer)
+            } else {
+                bytes = buffer.iter().flat_map(|x| x.to_le_bytes()).collect();
+                &bytes
+            };
+            let form = Form::Plain(Dtype::F32);
             let stored = Stored { form, bytes, row_bytes: 4 * k, order: None, inputs: Inputs::Float };
-            kernel.multiply(&stored, 0, x, &mut tile);
+            float::kernel().multiply(&stored, 0, x, &mut tile);
         });
     });
-}
-
-/// The tile's rows of x, times a band of weights.
-fn multiply(x: &Activations<'_>, band: View<'_>, tile: &mut Tile<'_>) {
-    let x_rows = View::new(&x.f32()[tile.first_row() * x.cols()..], tile.rows(), x.cols(), x.cols());
-    times_transposed(x_rows, band, 1.0, tile);
 }
 
 #[cfg(test)]

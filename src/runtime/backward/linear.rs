@@ -1,8 +1,7 @@
 //! How gradients go back through a matrix: y = x · Wᵀ + b, so that x's is y's times W.
 
 use super::Back;
-use crate::runtime::kernels::gemm::{View, add_times};
-use crate::runtime::kernels::tiles;
+use crate::runtime::kernels::{float, tiles};
 use crate::runtime::model::Projection;
 use crate::runtime::{Linear, Scratch};
 use crate::threads::Pool;
@@ -37,9 +36,8 @@ pub(super) fn gradient(linear: &dyn Linear, g: &[f32], out: &mut [f32], scratch:
             pool.for_each_chunk(band, k, |i, row| linear.row(first + i, row));
             let band = &*band;
             tiles::for_each(pool, out, k, &tiles::cuts(rows, TILE.0), TILE.1, |mut tile| {
-                let g = View::new(&g[tile.first_row() * n + first..], tile.rows(), count, n);
-                let weights = View::new(&band[tile.first_col()..], count, tile.cols(), k);
-                add_times(g, weights, 1.0, &mut tile);
+                let g = &g[tile.first_row() * n + first..];
+                float::add_times(g, n, &band[tile.first_col()..], k, count, &mut tile);
             });
         }
     });

@@ -244,7 +244,7 @@ fn gradients_are_pytorchs() {
 }
 
 #[test]
-fn threads_change_nothing_and_the_memory_budget_no_more_than_last_bits() {
+fn neither_threads_nor_the_memory_budget_change_anything() {
     let windows = windows();
     for family in ["gemma3", "qwen3-moe", "bert"] {
         let model = load(&fixture("golden").join(family));
@@ -254,13 +254,6 @@ fn threads_change_nothing_and_the_memory_budget_no_more_than_last_bits() {
         };
         let first = of(1, 1 << 30);
         assert!(first == of(3, 1 << 30), "{family}: threads");
-        // A budget decides how many rows are multiplied together, and where the crate `gemm` multiplies, the order of its sums
-        // depends on their number.
-        for (place, (_, found)) in of(2, 1 << 10) {
-            let most = first[&place].1.iter().flatten().fold(0.0f32, |most, x| most.max(x.abs()));
-            for (found, expected) in found.iter().flatten().zip(first[&place].1.iter().flatten()) {
-                assert!((found - expected).abs() <= 1e-4 * most, "{family} {place:?}: {found} instead of {expected}");
-            }
-        }
+        assert!(first == of(2, 1 << 10), "{family}: memory");
     }
 }

@@ -4,7 +4,11 @@
 #[cfg(target_arch = "x86_64")]
 mod nibbles;
 #[cfg(target_arch = "x86_64")]
+mod packed_avx2;
+#[cfg(target_arch = "x86_64")]
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod panel_avx2;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -35,7 +39,7 @@ type Rows = unsafe fn(&Operands<'_>, &mut Tile<'_>);
 #[derive(Debug, Clone, Copy)]
 struct Forms {
     few: Rows,
-    /// If there is anything better than unpacking and the crate `gemm`.
+    /// If it differs.
     many: Option<Rows>,
 }
 
@@ -52,7 +56,7 @@ static TABLE: &[Kernel<Forms>] = &[
         name: "avx2",
         isa: Isa::Avx2,
         supported: super::has_avx2,
-        function: Forms { few: portable::avx2, many: None },
+        function: Forms { few: panel_avx2::avx2, many: None },
     },
     Kernel {
         name: "scalar",
@@ -72,7 +76,7 @@ pub fn kernel() -> RowKernel {
     *CHOSEN.get_or_init(|| RowKernel(super::choose(TABLE)))
 }
 
-/// The most rows of x for which rows of weights are read where they lie; more are faster with unpacked ones.
+/// With fewer rows of x, tiles may have any number of columns; with so many or more, at most [`PANEL`].
 pub const FEW: usize = 8;
 
 /// The most columns of a tile of many rows.
@@ -87,11 +91,6 @@ impl RowKernel {
     /// The name in reports.
     pub fn name(self) -> &'static str {
         self.0.name
-    }
-
-    /// Whether tiles of many rows of x, of at most [`PANEL`] columns, can be multiplied without unpacking first.
-    pub fn takes_many(self) -> bool {
-        self.0.function.many.is_some()
     }
 
     /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
@@ -113,6 +112,32 @@ impl RowKernel {
             unsafe { function(&Operands { weights, x, k, first }, tile) }
         }
     }
+}
+
+/// out += g · w.
+type AddTimes = unsafe fn(&[f32], usize, &[f32], usize, usize, &mut Tile<'_>);
+
+static ADD_TIMES: &[Kernel<AddTimes>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: panel_avx2::add_times },
+    Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::add_times },
+];
+
+/// The tile of out += g · w, where g has rows of `n` columns, `stride` apart, the first of which is the tile's first row, and w
+/// `n` rows, `k` apart, the first column being the tile's. Sums go through rows of w one by one, so that they do not depend on
+/// how many rows g has.
+///
+/// # Panics
+/// If the operands do not reach as far as the tile.
+pub fn add_times(g: &[f32], stride: usize, w: &[f32], k: usize, n: usize, tile: &mut Tile<'_>) {
+    static CHOSEN: OnceLock<&Kernel<AddTimes>> = OnceLock::new();
+    if n == 0 || tile.rows() == 0 || tile.cols() == 0 {
+        return;
+    }
+    assert!((tile.rows() - 1) * stride + n <= g.len(), "g has the tile's rows");
+    assert!((n - 1) * k + tile.cols() <= w.len(), "w has the tile's columns");
+    // SAFETY: `choose` returns what the processor supports; the lengths were just checked.
+    unsafe { (CHOSEN.get_or_init(|| super::choose(ADD_TIMES)).function)(g, stride, w, k, n, tile) }
 }
 
 #[cfg(test)]

@@ -126,13 +126,18 @@ pub(super) fn scalar(o: &Operands<'_>, tile: &mut Tile<'_>) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    multiply(o, tile);
-}
-
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 pub(super) fn avx512(o: &Operands<'_>, tile: &mut Tile<'_>) {
     multiply(o, tile);
+}
+
+/// [`super::add_times`]
+pub(super) fn add_times(g: &[f32], stride: usize, w: &[f32], k: usize, n: usize, tile: &mut Tile<'_>) {
+    let cols = tile.cols();
+    for i in 0..tile.rows() {
+        let out = tile.row(i);
+        for (l, g) in g[i * stride..][..n].iter().enumerate() {
+            out.iter_mut().zip(&w[l * k..][..cols]).for_each(|(y, w)| *y += g * w);
+        }
+    }
 }

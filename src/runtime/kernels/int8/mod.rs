@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod panel_avx2;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -3,6 +3,8 @@
 //! it knows no form. Decoding expands each row once for a few rows of x; with many, panels of 32 rows are expanded,
 //! transposed to the order in which they are multiplied, and used for all of x.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod expand;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +35,7 @@ static TABLE: &[Kernel<Product>] = &[
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
     #[cfg(target_arch = "x86_64")]
-    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: portable::avx2 },
+    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: avx2::avx2 },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::scalar },
 ];
 

@@ -40,9 +40,3 @@ fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
 pub(super) fn scalar(o: &Operands<'_>, tile: &mut Tile<'_>) {
     multiply(o, tile);
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    multiply(o, tile);
-}

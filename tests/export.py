@@ -62,13 +62,16 @@ row("---", "---", "---", "---", "---")
 worst = 0.0
 with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
-    for model in sorted(GOLDEN.iterdir()):
+    for model in sorted(GOLDEN.iterdir()) + sorted(Path("fixtures/golden-odd").iterdir()):
         record = load_file(model / "golden.safetensors")
         ids = record["input_ids"]
-        for scheme in ["f32", "f16", "bf16", "int8", "int4", "w8a16"]:
+        for scheme in ["f32", "f16", "bf16", "int8", "int4", "w8a16", "fp8"] if model.parent == GOLDEN else ["f32"]:
             out = folder / f"{model.name}-{scheme}.onnx"
             if scheme == "f32":
                 write("convert", model, out)
+            elif scheme == "fp8":
+                write(model, "--scheme", scheme, "-o", folder / f"{model.name}-fp8")
+                write("convert", folder / f"{model.name}-fp8", out)
             else:
                 write(model, "--scheme", scheme, "-o", out)
             found = run(out, ids)

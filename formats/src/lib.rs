@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod bitmask;
+mod checksums;
 mod dtype;
 mod error;
 mod gather;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use crate::checksums::Checksums;
 use crate::writeback::{Failure, Writeback};
 use crate::{Error, Layout, Result};
 
@@ -41,6 +42,8 @@ pub struct Sink {
     force: bool,
     files: Vec<(PathBuf, Arc<File>, Layout)>,
     writeback: Writeback,
+    /// Of what was written to files that have checksums.
+    checksums: Checksums,
     last: Option<JoinHandle<std::result::Result<(), Failure>>>,
     published: bool,
     /// Whether what is staged stays when this is dropped.
@@ -71,6 +74,7 @@ impl Sink {
             force,
             files: Vec::new(),
             writeback: Writeback::default(),
+            checksums: Checksums::default(),
             last: None,
             published: false,
             kept: false,
@@ -92,6 +96,9 @@ impl Sink {
             file.set_len(plan.layout.bytes).map_err(Error::io(&path, "write"))?;
             for (offset, bytes) in &plan.layout.fixed {
                 write_all_at(&file, bytes, *offset).map_err(Error::io(&path, "write"))?;
+                if !plan.layout.checksums.is_empty() {
+                    sink.checksums.add(sink.files.len(), *offset, bytes);
+                }
             }
             sink.files.push((path, Arc::new(file), plan.layout));
         }
@@ -133,6 +140,7 @@ impl Sink {
             force: false,
             files: vec![(staging, Arc::new(file), layout)],
             writeback: Writeback::default(),
+            checksums: Checksums::default(),
             last: None,
             published: false,
             kept: true,
@@ -179,6 +187,9 @@ impl Sink {
             "a write past the end of a tensor's span"
         );
         write_all_at(handle, bytes, span.start + offset).map_err(Error::io(path, "write"))?;
+        if !layout.checksums.is_empty() {
+            self.checksums.add(file, span.start + offset, bytes);
+        }
         self.writeback.wrote(file, handle, bytes.len() as u64);
         Ok(())
     }
@@ -216,9 +227,13 @@ impl Sink {
     /// Writes what depends on the data, and begins to force everything to the disk, for which only [`Sink::publish`] waits.
     /// After this the staged output is whole and can be opened for checking.
     pub fn seal(&mut self) -> Result<()> {
-        for (path, file, layout) in &self.files {
+        for (index, (path, file, layout)) in self.files.iter().enumerate() {
             for checksum in &layout.checksums {
-                let sum = crc32(file, checksum.of.clone()).map_err(Error::io(path, "read back"))?;
+                let sum = match self.checksums.of(index, &checksum.of) {
+                    Some(sum) => sum,
+                    // Written by an earlier run, or not at all and therefore zero.
+                    None => crc32(file, checksum.of.clone()).map_err(Error::io(path, "read back"))?,
+                };
                 for &at in &checksum.at {
                     write_all_at(file, &sum.to_le_bytes(), at).map_err(Error::io(path, "write"))?;
                 }

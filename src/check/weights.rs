@@ -165,11 +165,15 @@ pub fn compare(original: &Checkpoint, written: &Checkpoint, job: &Job) -> Result
     let mut missing = Vec::new();
     let mut pairs = Vec::new();
     let serves = original.serves();
+    // Without a graph or a family nothing says which side the inputs are.
+    let sided = [original, written].iter().all(|side| side.onnx().is_some() || side.family().is_some());
     for (i, weight) in original.weights().iter().enumerate().filter(|(_, weight)| weight.is_numeric()) {
         let of = |j: usize| &written.weights()[j];
         let named = written.find(&weight.name).filter(|&j| of(j).is_numeric());
-        let same =
-            |j: &usize| (of(*j).rows, of(*j).cols, of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);
+        let same = |j: &usize| {
+            let side = !sided || of(*j).transposed == weight.transposed;
+            side && (of(*j).rows, of(*j).cols) == (weight.rows, weight.cols)
+        };
         // What is multiplied by inputs as it is in one file is stored by outputs in the other.
         let turned =
             |j: &usize| (of(*j).cols, of(*j).rows, !of(*j).transposed) == (weight.rows, weight.cols, weight.transposed);

@@ -8,7 +8,7 @@ use std::ops::Range;
 use formats::Dtype;
 
 use super::plain::Real;
-use super::{PartLayout, fp8};
+use super::{Linear, NBits, PartLayout, fp8};
 
 /// A form of another tool. A weight is `[rows, cols]`, outputs by inputs, whatever order it is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,10 @@ pub enum Foreign {
         /// Dtype of the scales.
         scale: Dtype,
     },
+    /// ONNX's DequantizeLinear.
+    Linear(Linear),
+    /// onnxruntime's MatMulNBits.
+    NBits(NBits),
 }
 
 impl Foreign {
@@ -88,6 +92,8 @@ impl Foreign {
             Self::Blocks4 { block, nested: None, .. } => format!("bitsandbytes 4-bit, blocks of {block}"),
             Self::Blocks4 { block, .. } => format!("bitsandbytes 4-bit, blocks of {block}, double quantization"),
             Self::RowMax => "bitsandbytes int8".to_owned(),
+            Self::Linear(linear) => linear.name(),
+            Self::NBits(blocks) => blocks.name(),
             Self::Affine { bits, group, .. } => format!("MLX int{bits}, groups of {group}"),
             Self::Tiles { codes, tile, zeros, .. } => {
                 let kind = if *codes == Dtype::I8 { "int8" } else { "fp8" };
@@ -102,13 +108,20 @@ impl Foreign {
         }
     }
 
+    /// Whether it is a graph that says what its tensors mean.
+    pub fn is_of_graph(&self) -> bool {
+        matches!(self, Self::Linear(_) | Self::NBits(_))
+    }
+
     /// The float that the form's own tool unpacks to.
     pub fn float(&self) -> Dtype {
         match *self {
             Self::Gptq { scale, .. }
             | Self::Packed { scale, .. }
             | Self::Affine { scale, .. }
-            | Self::Tiles { scale, .. } => scale,
+            | Self::Tiles { scale, .. }
+            | Self::Linear(Linear { scale, .. })
+            | Self::NBits(NBits { scale, .. }) => scale,
             Self::Blocks4 { dtype, .. } => dtype,
             Self::RowMax => Dtype::F16,
         }
@@ -124,6 +137,8 @@ impl Foreign {
         };
         let whole = |name: String, dtype, shape: Vec<u64>| PartLayout::whole(name, dtype, shape);
         let parts = match *self {
+            Self::Linear(linear) => return linear.parts(name, rows, cols),
+            Self::NBits(blocks) => return blocks.parts(name, rows, cols),
             Self::Gptq { bits, group, ordered, scale, .. } => {
                 let groups = cols.div_ceil(group);
                 let mut parts = vec![
@@ -185,6 +200,8 @@ impl Foreign {
     pub fn unpack(&self, parts: &[&[u8]], rows: Range<u64>, cols: u64, out: &mut [f32]) {
         let (first, count, cols) = (rows.start as usize, (rows.end - rows.start) as usize, cols as usize);
         match *self {
+            Self::Linear(linear) => linear.unpack(parts, first as u64..(first + count) as u64, cols as u64, out),
+            Self::NBits(blocks) => blocks.unpack(parts, first as u64..(first + count) as u64, cols as u64, out),
             Self::Gptq { bits, group, ordered, less, scale } => {
                 let inputs = Inputs { group: group as usize, order: ordered.then(|| parts[3]) };
                 let line = parts[2].len() / size(scale) / cols.div_ceil(group as usize).max(1);

@@ -306,7 +306,7 @@ impl Encoding {
                 .collect()
             }
             Self::Foreign(foreign) => {
-                if shape.len() != 2 {
+                if shape.len() != 2 && !foreign.is_of_graph() {
                     return Err(unfit("a matrix"));
                 }
                 foreign.parts(name, rows, cols)

@@ -9,9 +9,11 @@ pub mod fp8;
 pub mod ggml;
 pub mod int;
 mod layout;
+mod operators;
 pub mod plain;
 mod rows;
 
 pub use foreign::{Foreign, awq};
 pub use layout::{Axis, Encoding, Lines, PartLayout, Unfit};
+pub use operators::{Codes, Linear, NBits};
 pub use rows::{Form, Inputs, Rows, Scales, Stored};

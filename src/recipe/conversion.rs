@@ -26,7 +26,7 @@ pub fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: Format) -> Result
         (Encoding::Blocked { .. }, format) => format == Format::Onnx || checkpoint.is_exported(),
         (Encoding::Plain(dtype), _) => !dtype.is_block(),
         // Their descriptions, which other tools need, are not part of what is read.
-        (Encoding::Foreign(_), _) => false,
+        (Encoding::Foreign(form), format) => format == Format::Onnx && form.is_of_graph(),
         _ => true,
     };
     let mut lost: BTreeMap<String, usize> = BTreeMap::new();

@@ -506,7 +506,7 @@ fn step(
 ) -> Result<Step> {
     let importance = importance(recipe, &tensor)?;
     let input = input_dtype(checkpoint, &tensor);
-    let Tensor { name, canonical, role, mut shape, mut rows, mut cols, mut pieces, only, file: _ } = tensor;
+    let Tensor { name, canonical, role, mut shape, mut rows, mut cols, mut pieces, only, made, file: _ } = tensor;
     let weights = checkpoint.weights();
     let stored = &weights[pieces[0].weight];
     let in_out = stored.transposed != pieces[0].transpose;
@@ -604,7 +604,7 @@ fn step(
     if graph {
         let before = match (checkpoint.onnx(), encoding_of(treatment)) {
             (None, Encoding::Plain(dtype)) => dtype,
-            _ => input,
+            _ => made.unwrap_or(input),
         };
         onnx::name(&mut parts, &name, encoding_of(treatment), before);
     }

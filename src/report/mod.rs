@@ -245,7 +245,7 @@ impl Report {
     ) -> Self {
         let quantized = plan.steps.iter().filter(|step| step.is_quantized()).count();
         let written = plan.weight_bytes();
-        let mut notes = plan_notes(plan, recipe);
+        let mut notes = plan_notes(checkpoint, plan, recipe);
         let vanished: u64 = tally.notes.iter().map(|notes| notes.vanished).sum();
         if vanished > 0 {
             notes.push(format!("{vanished} values were too small for their new dtype and became zero"));
@@ -412,17 +412,19 @@ fn worst(errors: &[WeightError]) -> Vec<WeightError> {
 }
 
 /// What a plan's reader should know before anything is written.
-fn plan_notes(plan: &Plan, recipe: &Recipe) -> Vec<String> {
+fn plan_notes(checkpoint: &Checkpoint, plan: &Plan, recipe: &Recipe) -> Vec<String> {
     let mut notes = plan.notes.clone();
     let (now, int8) = plan.kept_embeddings();
     if now > int8 && recipe.schemes().contains(&Scheme::Int8) {
-        let why = match plan.target {
-            Target::File(formats::Format::Onnx) => {
+        let kept = match plan.target {
+            // A graph that was read unpacks a table before it looks anything up; one of ours does not.
+            Target::File(formats::Format::Onnx) if checkpoint.onnx().is_some() => {
                 "tables keep their dtype, because every run would unpack all of them"
             }
+            Target::File(formats::Format::Onnx) => "embeddings and output head keep their dtype",
             _ => "embeddings and output head keep their dtype, because vLLM cannot read them quantized",
         };
-        notes.push(format!("{why}; --embeddings would save {} more", bytes(now - int8)));
+        notes.push(format!("{kept}; --embeddings would save {} more", bytes(now - int8)));
     }
     if !plan.left_out.is_empty() {
         let names: Vec<String> = plan.left_out.iter().map(|name| name.display().to_string()).collect();
@@ -519,7 +521,7 @@ impl PlanReport {
             output: Place { path: output.to_owned(), bytes: written },
             ratio: original.bytes() as f64 / written.max(1) as f64,
             tensors: tensors.collect(),
-            notes: plan_notes(plan, recipe),
+            notes: plan_notes(checkpoint, plan, recipe),
         }
     }
 }

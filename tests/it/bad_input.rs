@@ -50,6 +50,7 @@ fn malformed_headers_are_named() {
         ("[]".into(), 0, &["{"]),
         ("{\"__metadata__\":{\"a\":1}}".into(), 0, &["__metadata__"]),
         ("{".into(), 16, &["parse"]),
+        (format!("{{\"0.weight\": {}", "[".repeat(10_000)), 16, &["parse"]),
     ];
     for (header, data, words) in cases {
         let path = raw(out.path(), &header, data);

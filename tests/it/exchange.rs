@@ -201,7 +201,7 @@ fn what_is_written_as_npz_and_torch_reads_back_the_same() {
 }
 
 /// Runs with at most 100 MiB of memory.
-fn limited(args: &[std::ffi::OsString]) -> Run {
+pub fn limited(args: &[std::ffi::OsString]) -> Run {
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "ulimit -d 102400 && exec \"$@\"", "sh"]).arg(program().get_program()).args(args);
     shell.output().unwrap().into()
@@ -224,6 +224,7 @@ fn hostile_files_are_refused_by_name_in_little_memory() {
         ("count.pt", &["a storage of 2305843009213693952 elements in 64 bytes"]),
         ("expanded.pt", &["4398046511104 bytes to unpack"]),
         ("missing.pt", &["that the file lacks"]),
+        ("bomb.pt", &["160000000 bytes to unpack", "bomb"]),
         ("bomb.npz", &["weight.npy", "160000128 bytes to unpack", "bomb"]),
         ("false-shape.npz", &["weight", "99999999"]),
         ("objects.npz", &["weight", "Python objects"]),
@@ -248,17 +249,24 @@ fn hostile_files_are_refused_by_name_in_little_memory() {
 
 /// The numbers of every matrix of a model, by name.
 fn matrices(path: &Path, access: Access) -> BTreeMap<String, Vec<f32>> {
+    matrices_of(path, access, |rank| rank == 2)
+}
+
+/// The numbers of a model's weights of these ranks, by name.
+pub fn matrices_of(path: &Path, access: Access, wanted: fn(usize) -> bool) -> BTreeMap<String, Vec<f32>> {
     let options = Options { access, ..Options::default() };
     let model = Checkpoint::open(path, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let matrices = model.weights().iter().enumerate().filter(|(_, weight)| weight.shape.len() == 2);
+    let matrices =
+        model.weights().iter().enumerate().filter(|(_, weight)| wanted(weight.shape.len()) && weight.is_numeric());
     matrices
         .map(|(i, weight)| {
             let mut numbers = vec![0f32; weight.elements() as usize];
             let whole = model.view(&[Piece::whole(i, weight)], Fetch::Bands).unwrap();
             // In two parts, which need not begin where groups do.
-            let (first, second) = numbers.split_at_mut(5.min(weight.rows as usize) * weight.cols as usize);
+            let rows = 5.min(weight.rows as usize);
+            let (first, second) = numbers.split_at_mut(rows * weight.cols as usize);
             whole.try_read(0, first, &mut Scratch::default()).unwrap();
-            whole.try_read(5, second, &mut Scratch::default()).unwrap();
+            whole.try_read(rows, second, &mut Scratch::default()).unwrap();
             (weight.name.clone(), numbers)
         })
         .collect()

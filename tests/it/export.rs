@@ -11,6 +11,7 @@ use modelpress::runtime::{self, ChainModel};
 use serde_json::{Value, json};
 
 use crate::args;
+use crate::exchange::limited;
 use crate::families::{FAMILIES, letters};
 use crate::golden::difference_of;
 use crate::support::{compress, contents, copy_folder, fixture, tensors};
@@ -167,4 +168,92 @@ fn what_has_no_graph_is_refused_before_anything_is_written() {
     compress(args![&folder, "--scheme", "q4_k_m", "-o", &onnx]).exits(2);
     compress(args![&folder, "--scheme", "fp8", "-o", &onnx]).exits(2);
     assert!(!onnx.exists());
+}
+
+#[test]
+fn codes_that_a_text_chose_are_those_of_the_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let nano = fixture("kjv-nano");
+    let text = fixture("kjv-nano/valid.txt");
+    for scheme in ["int8", "w4a16"] {
+        let (folder, onnx, back) = (out.path().join("folder"), out.path().join("a.onnx"), out.path().join("back"));
+        for path in [&folder, &onnx] {
+            let all = args!["--scheme", scheme, "--calibrate", &text, "--calibrate-tokens", "1024", "-q", "--force"];
+            let more = args!["--group-size", "64", "--check-tokens", "256", &nano, "-o", path];
+            compress(all.into_iter().chain(more)).exits(0);
+        }
+        compress(args!["convert", &onnx, &back, "-q", "--force"]).exits(0);
+        same_folder(&folder, &back);
+    }
+}
+
+#[test]
+fn a_graph_of_ours_runs_without_mapping_and_is_unpacked_into_itself() {
+    let out = tempfile::tempdir().unwrap();
+    let path = |name: &str| out.path().join(name);
+    compress(args![fixture("kjv-nano"), "--int8", "-q", "--no-check", "-o", path("int8.onnx")]).exits(0);
+    let run = |model: &Path, more: &[&str]| {
+        let all = args!["run", model, "--prompt", "In the", "--max-tokens", "8", "-q"];
+        compress(all.into_iter().chain(more.iter().map(Into::into))).exits(0).stdout
+    };
+    let mapped = run(&path("int8.onnx"), &[]);
+    assert!(mapped.len() > 8 && run(&path("int8.onnx"), &["--no-mmap"]) == mapped);
+    compress(args!["convert", path("int8.onnx"), path("plain.onnx"), "--dequantize", "-q"]).exits(0);
+    whole(&path("plain.onnx"));
+    assert_eq!(run(&path("plain.onnx"), &[]), mapped);
+    // FP8 has a graph, too, though none is made of floats.
+    compress(args![fixture("kjv-nano"), "--scheme", "fp8", "-q", "--no-check", "-o", path("fp8")]).exits(0);
+    compress(args!["convert", path("fp8"), path("fp8.onnx"), "-q"]).exits(0);
+    whole(&path("fp8.onnx"));
+    assert_eq!(run(&path("fp8.onnx"), &[]), run(&path("fp8"), &[]));
+    // Its notes are its own.
+    let report = compress(args![path("plain.onnx"), "--int8", "--json", "-o", path("again.onnx")]).exits(0).json();
+    assert!(report["notes"].to_string().contains("--embeddings would save"), "{report}");
+    assert!(!report["notes"].to_string().contains("every run would unpack"), "{report}");
+}
+
+/// Whoever writes a file can say anything of it: it is read as the graph that it is, or refused, in little memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_claims_to_be_ours_is_not_believed() {
+    use formats::onnx::proto::{ModelProto, StringStringEntryProto};
+    use prost::Message;
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("forged.onnx");
+    let original = ModelProto::decode(&*std::fs::read(fixture("onnx/matmul-17.onnx")).unwrap()).unwrap();
+    let config = |layers: u64| {
+        let text = std::fs::read_to_string(fixture("golden/llama/config.json")).unwrap();
+        text.replace("\"num_hidden_layers\": 2", &format!("\"num_hidden_layers\": {layers}"))
+    };
+    let nested = "[".repeat(100_000);
+    for (family, config, tokenizer, code) in [
+        ("llama", config(2), "{}", 0),
+        ("llama", config(1 << 20), "{}", 0),
+        ("llama", config(u64::MAX), "{}", 3),
+        ("no-such-family", config(2), "{}", 0),
+        ("linear-chain", "{}".to_owned(), "{}", 0),
+        ("llama", "{".to_owned(), "{}", 3),
+        ("llama", nested.clone(), "{}", 3),
+        ("llama", config(2), nested.as_str(), 0),
+    ] {
+        let mut forged = original.clone();
+        for (key, value) in
+            [("modelpress.family", family), ("modelpress.config", &config), ("modelpress.tokenizer", tokenizer)]
+        {
+            forged.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) });
+        }
+        std::fs::write(&path, forged.encode_to_vec()).unwrap();
+        let run = limited(&args!["inspect", &path, "--json"]);
+        println!("{family} {} bytes of config: {} {}", config.len(), run.code, run.stderr.lines().next().unwrap_or(""));
+        assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+        let run = run.exits(code);
+        if code == 0 {
+            let shown = run.json();
+            let names: Vec<&str> =
+                shown["tensors"].as_array().unwrap().iter().map(|found| found["name"].as_str().unwrap()).collect();
+            assert_eq!(names, ["a.weight", "a.bias", "b.weight"], "{family}");
+        } else {
+            run.says(&["forged.onnx"]);
+        }
+    }
 }

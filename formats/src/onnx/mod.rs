@@ -15,7 +15,7 @@ mod write;
 use std::path::Path;
 
 pub use dtype::data_type;
-pub use model::{Graph, Model, Node};
+pub use model::{Element, Graph, Model, Node};
 pub(crate) use read::read;
 pub use write::{Edit, Stored, is_outside, layouts};
 

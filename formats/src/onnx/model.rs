@@ -83,6 +83,15 @@ impl Constant {
     }
 }
 
+/// What a constant's numbers are in the file. A source's tensor says the same, but where several are in a byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// ONNX's number for their type.
+    pub data_type: i32,
+    /// The constant's shape.
+    pub dims: Vec<u64>,
+}
+
 /// Attributes of a node up to this size are decoded: all that are numbers and names.
 const ATTRIBUTE_BYTES: usize = 1 << 12;
 
@@ -190,6 +199,17 @@ impl<'a> Graph<'a> {
         self.fields.iter().filter_map(|field| match &field.content {
             Content::Constant(constant) if field.is(field::GRAPH_INITIALIZER) => {
                 Some((constant.name(), constant.tensor))
+            }
+            _ => None,
+        })
+    }
+
+    /// What its initializers are in the file, by tensor of the source.
+    pub fn elements(&self) -> impl Iterator<Item = (usize, Element)> + 'a {
+        self.fields.iter().filter_map(|field| match &field.content {
+            Content::Constant(constant) if field.is(field::GRAPH_INITIALIZER) => {
+                let element = Element { data_type: constant.data_type, dims: constant.dims.clone() };
+                Some((constant.tensor, element))
             }
             _ => None,
         })

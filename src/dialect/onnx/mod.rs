@@ -9,6 +9,7 @@ mod attention;
 mod chain;
 mod feed_forward;
 mod graph;
+mod made;
 pub mod own;
 mod read;
 mod transformer;
@@ -20,6 +21,7 @@ use super::Unsayable;
 use crate::encoding::Encoding;
 use crate::family::{Architecture, Family};
 
+pub use made::{ANY_FLOAT, Making, Makings};
 pub use read::*;
 pub use weights::Held;
 

@@ -10,7 +10,8 @@ use formats::onnx::proto::{AttributeProto, NodeProto};
 use formats::onnx::{Graph, Model, Node};
 use formats::{Dtype, TensorMeta};
 
-use crate::encoding::Encoding;
+use super::made::{self, Converted, Maker};
+use crate::encoding::{Encoding, Foreign};
 use crate::family::{Role, guess};
 
 /// The domain of onnxruntime's own operators.
@@ -54,17 +55,19 @@ enum Use {
 
 /// All uses of constants, and which of them make a weight together.
 #[derive(Debug, Default)]
-struct Uses {
+pub(super) struct Uses {
     /// By tensor.
     uses: HashMap<usize, Vec<Use>>,
-    /// Nodes that make a weight of constants, with these.
-    makers: Vec<(NodeProto, Vec<Option<usize>>)>,
+    /// Nodes that make a weight of constants.
+    pub makers: Vec<Maker>,
     /// The names that stand for constants, of the graphs around first.
     scopes: Vec<HashMap<String, usize>>,
+    /// Constants as another float, by the name of that.
+    pub converted: HashMap<String, Converted>,
 }
 
 impl Uses {
-    fn of(model: &Model) -> Self {
+    pub fn of(model: &Model) -> Self {
         let mut uses = Self::default();
         uses.graph(&model.graph());
         uses
@@ -82,8 +85,20 @@ impl Uses {
             {
                 scope.insert(output.clone(), tensor);
             }
+            if let ("Identity", [name], [output]) =
+                (node.proto.op_type(), node.proto.input.as_slice(), node.proto.output.as_slice())
+                && let (Some(tensor), Some(scope)) = (self.constant(name), self.scopes.last_mut())
+            {
+                // By another name it is the same constant.
+                scope.insert(output.clone(), tensor);
+                continue;
+            }
             self.node(&node);
             node.graphs.iter().for_each(|graph| self.graph(graph));
+        }
+        if self.scopes.len() == 1 {
+            let products = made::products_of_integers(graph, &|name| self.constant(name));
+            self.makers.extend(products);
         }
         self.scopes.pop();
     }
@@ -95,10 +110,17 @@ impl Uses {
         for (i, tensor) in constants.iter().enumerate().filter_map(|(i, tensor)| Some((i, (*tensor)?))) {
             self.uses.entry(tensor).or_default().push(use_of(proto, i));
         }
-        let makes =
-            matches!((proto.domain(), proto.op_type()), ("", "DequantizeLinear" | "Cast") | (MICROSOFT, BLOCKED));
-        if makes && top && constants.iter().any(Option::is_some) {
-            self.makers.push((proto.clone(), constants));
+        for name in &proto.input {
+            if let Some(converted) = self.converted.get_mut(name) {
+                converted.taken += 1;
+            }
+        }
+        if !top {
+            return;
+        }
+        self.makers.extend(Maker::new(proto, &constants, &self.converted));
+        if let (Some(converted), Some(output)) = (Converted::by(proto, &constants), proto.output.first()) {
+            self.converted.insert(output.clone(), converted);
         }
     }
 }
@@ -156,14 +178,24 @@ pub fn weights(model: &Model, tensors: &[TensorMeta]) -> Vec<Stored> {
     let uses = Uses::of(model);
     let mut made: HashMap<usize, Stored> = HashMap::new();
     let mut used: HashSet<usize> = HashSet::new();
-    let candidates: Vec<Stored> =
-        uses.makers.iter().filter_map(|(node, constants)| made_by(node, constants, tensors)).collect();
+    let elements = model.graph().elements().collect();
+    let names: HashSet<&str> = tensors.iter().map(|meta| meta.name.as_str()).collect();
+    let candidate = |maker: &Maker| {
+        let scales = maker.converted.as_ref().and_then(|name| uses.converted.get(name));
+        let mut stored = maker.weight(tensors, &elements).filter(|_| scales.is_none_or(|scales| scales.taken == 1))?;
+        let own = &tensors[stored.tensors[0]].name;
+        if stored.name != *own && names.contains(stored.name.as_str()) {
+            stored.name.clone_from(own);
+        }
+        Some(stored)
+    };
+    let candidates: Vec<Stored> = uses.makers.iter().filter_map(candidate).collect();
     let mut same: HashMap<&[usize], usize> = HashMap::new();
     candidates.iter().for_each(|stored| *same.entry(&stored.tensors).or_default() += 1);
     for stored in &candidates {
         // What several nodes share stays as it is, but for what all of them multiply by.
         let shared = match stored.encoding {
-            Encoding::Blocked { .. } => same[stored.tensors.as_slice()],
+            Encoding::Blocked { .. } | Encoding::Foreign(Foreign::NBits(_)) => same[stored.tensors.as_slice()],
             _ => 1,
         };
         let alone =
@@ -177,12 +209,12 @@ pub fn weights(model: &Model, tensors: &[TensorMeta]) -> Vec<Stored> {
     let outputs: HashMap<String, usize> = uses
         .makers
         .iter()
-        .filter(|(node, _)| node.op_type() != BLOCKED)
-        .filter_map(|(node, constants)| Some((node.output.first()?.clone(), (*constants.first()?)?)))
+        .filter(|maker| maker.is_value())
+        .filter_map(|maker| Some((maker.node.output.first()?.clone(), maker.codes()?)))
         .filter(|(_, first)| made.contains_key(first))
         .collect();
     let mut of_made: HashMap<usize, Vec<Use>> = HashMap::new();
-    collect(&model.graph(), &outputs, &mut of_made);
+    collect(&model.graph(), outputs, &mut of_made);
     for (first, stored) in &mut made {
         if let Some(uses) = of_made.get(first) {
             let meta = TensorMeta::new(stored.name.clone(), Dtype::F32, stored.shape.clone());
@@ -208,87 +240,25 @@ pub fn weights(model: &Model, tensors: &[TensorMeta]) -> Vec<Stored> {
 }
 
 /// The uses of values by name, in a graph and those within it.
-fn collect(graph: &Graph<'_>, values: &HashMap<String, usize>, uses: &mut HashMap<usize, Vec<Use>>) {
+fn collect(graph: &Graph<'_>, mut values: HashMap<String, usize>, uses: &mut HashMap<usize, Vec<Use>>) {
     for node in graph.nodes() {
-        for (i, name) in node.proto.input.iter().enumerate() {
+        let proto = &node.proto;
+        let first = proto.input.first().and_then(|name| values.get(name).copied());
+        if let ("Cast" | "Identity", Some(first)) = (proto.op_type(), first) {
+            // As another float or by another name it is the same weight.
+            values.extend(proto.output.first().map(|output| (output.clone(), first)));
+            continue;
+        }
+        for (i, name) in proto.input.iter().enumerate() {
             if let Some(first) = values.get(name) {
-                uses.entry(*first).or_default().push(use_of(&node.proto, i));
+                uses.entry(*first).or_default().push(use_of(proto, i));
             }
         }
-        node.graphs.iter().for_each(|graph| collect(graph, values, uses));
+        node.graphs.iter().for_each(|graph| collect(graph, values.clone(), uses));
     }
 }
 
-/// The weight that a node makes of constants, if it is of a form that is read.
-fn made_by(node: &NodeProto, constants: &[Option<usize>], tensors: &[TensorMeta]) -> Option<Stored> {
-    let output = node.output.first()?;
-    let meta = |at: usize| &tensors[at];
-    let constant = |i: usize| constants.get(i).copied().flatten();
-    let codes = constant(0).filter(|_| node.op_type() != BLOCKED);
-    match node.op_type() {
-        "DequantizeLinear" => {
-            let (codes, scales) = (codes?, constant(1)?);
-            let zeros = node.input.get(2).is_some_and(|name| !name.is_empty());
-            let (codes_meta, scales_meta) = (meta(codes), meta(scales));
-            let shape = codes_meta.shape.clone();
-            let rank = shape.len() as i64;
-            let axis = int(node, "axis", 1);
-            let axis = if axis < 0 { axis + rank } else { axis };
-            let blocked = int(node, "block_size", 0) != 0;
-            if zeros || blocked || codes_meta.dtype != Dtype::I8 || scales_meta.shape.len() != 1 || rank < 2 {
-                return None;
-            }
-            let scale = Some(scales_meta.dtype).filter(|dtype| dtype.is_float())?;
-            let along = *shape.get(usize::try_from(axis).ok()?)?;
-            let encoding = match axis {
-                _ if scales_meta.shape[0] != along => return None,
-                0 => Encoding::Int8Rows { scale },
-                axis if axis == rank - 1 => Encoding::Int8Cols { scale },
-                _ => return None,
-            };
-            let name = codes_meta.name.strip_suffix(CODES).unwrap_or(output).to_owned();
-            Some(Stored { name, role: Role::Other, shape, encoding, tensors: vec![codes, scales], in_out: false })
-        }
-        "Cast" => {
-            let stored = meta(codes?);
-            let own = stored.dtype.is_float() && stored.name == cast_name(output, stored.dtype);
-            own.then(|| Stored {
-                name: output.clone(),
-                role: Role::Other,
-                shape: stored.shape.clone(),
-                encoding: Encoding::Plain(stored.dtype),
-                tensors: constants.iter().take(1).filter_map(|at| *at).collect(),
-                in_out: false,
-            })
-        }
-        _ => {
-            let (codes, scales) = (constant(1)?, constant(2)?);
-            let more = node.input.iter().skip(3).take(2).any(|name| !name.is_empty());
-            let number = |name: &str| u64::try_from(int(node, name, 0)).ok();
-            let (cols, rows, bits, group) = (number("K")?, number("N")?, number("bits")?, number("block_size")?);
-            let scale = Some(meta(scales).dtype).filter(|dtype| dtype.is_float())?;
-            let encoding = Encoding::Blocked { bits: u8::try_from(bits).ok()?, group, scale };
-            let base = BLOCK_CODES.iter().find_map(|(_, suffix)| meta(codes).name.strip_suffix(suffix));
-            let name = base.unwrap_or(&meta(codes).name).to_owned();
-            let parts = encoding.parts(&name, &[rows, cols], rows, cols).ok()?;
-            let fits = [4, 8].contains(&bits)
-                && !more
-                && meta(codes).dtype == Dtype::U8
-                && parts[0].shape.iter().product::<u64>() == meta(codes).elements()?
-                && parts[1].shape.iter().product::<u64>() == meta(scales).elements()?;
-            fits.then(|| Stored {
-                name,
-                role: Role::Linear,
-                shape: vec![rows, cols],
-                encoding,
-                tensors: vec![codes, scales],
-                in_out: false,
-            })
-        }
-    }
-}
-
-fn cast_name(weight: &str, dtype: Dtype) -> String {
+pub(super) fn cast_name(weight: &str, dtype: Dtype) -> String {
     format!("{weight}_{}", dtype.name().to_lowercase())
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::calibration::{Asked, shared_input};
+use crate::encoding::Encoding;
 use crate::family::{Part, Placement, RowOrder, Slot, Transformer};
 use crate::loader::{Checkpoint, Coded, SlotKey, Weight};
 use crate::quantizer::least_squares::Form;
@@ -179,7 +180,8 @@ fn coded(step: &Step, first: usize, serves: Vec<(SlotKey, Range<u64>)>) -> Coded
         shift: 0.0,
     };
     // A view of packed numbers has the shape of what is unpacked.
-    let shape = if step.parts.len() > 2 { vec![step.rows, step.cols] } else { weight.shape };
+    let packed = matches!(step.encoding, Encoding::PackedInt { .. } | Encoding::Blocked { .. });
+    let shape = if packed { vec![step.rows, step.cols] } else { weight.shape };
     Coded { weight: Weight { shape, ..weight }, serves }
 }
 

@@ -8,7 +8,7 @@ use formats::onnx::proto::StringStringEntryProto;
 use formats::onnx::{Edit, Model};
 use formats::{Format, Layout, TensorMeta};
 
-use super::{Tensors, huggingface};
+use super::{Tensors, huggingface, onnx};
 use crate::dialect::huggingface::{FILES, key};
 use crate::dialect::onnx::{self as dialect, Held};
 use crate::dialect::{Unsayable, llama_cpp};
@@ -94,9 +94,7 @@ pub fn layouts(
     model.metadata_props = metadata(checkpoint, family, recipe, plan)?.into_iter().map(entry).collect();
     let outputs = plan.steps.iter().flat_map(|step| &step.outputs);
     let edit = Edit { added: outputs.map(|at| (at.file, at.tensor)).collect(), ..Edit::default() };
-    let files: Vec<&[TensorMeta]> = metas.iter().map(Vec::as_slice).collect();
-    let beside = names.get(1).map(String::as_str);
-    Ok(formats::onnx::layouts(output, &Model::new(&model), &[], &files, beside, &edit)?)
+    onnx::lay_out(output, &Model::new(&model), &[], (names, metas), &edit)
 }
 
 /// What the file says of itself: what a safetensors file of ours does, and what the model's folder does.

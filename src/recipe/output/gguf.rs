@@ -26,6 +26,7 @@ pub fn tensors(checkpoint: &Checkpoint) -> Tensors {
             cols: weight.cols,
             pieces: vec![Piece::stored(i, weight)],
             only: dialect::only_dtype(&stored.name, stored.shape.len()).filter(|only| stored.dtype == *only),
+            made: None,
             file: 0,
         }
     };

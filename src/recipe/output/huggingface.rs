@@ -72,6 +72,7 @@ pub fn named(checkpoint: &Checkpoint) -> (Vec<Tensor>, Vec<String>) {
         cols: weight.cols,
         pieces: vec![Piece::whole(i, weight)],
         only: None,
+        made: None,
         file: 0,
     });
     (tensors.collect(), Vec::new())
@@ -123,6 +124,7 @@ fn from_llama_cpp<'a>(
             cols,
             pieces: vec![piece],
             only: None,
+            made: None,
             file: 0,
         })
     };

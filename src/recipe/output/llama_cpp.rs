@@ -125,6 +125,7 @@ fn tensor(checkpoint: &Checkpoint, place: &Gguf, members: &[&Expected]) -> Optio
         pieces,
         only: dialect::only_dtype(&place.name, shape.len()),
         shape,
+        made: None,
         file: 0,
     })
 }

@@ -35,6 +35,8 @@ pub struct Tensor {
     pub pieces: Vec<Piece>,
     /// The only dtype in which the target's readers take it, whatever a recipe asks for.
     pub only: Option<Dtype>,
+    /// The float that a graph makes of it, where it is stored as codes and is to be stored as a float.
+    pub made: Option<Dtype>,
     /// Index of the output file.
     pub file: usize,
 }

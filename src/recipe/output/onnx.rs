@@ -8,16 +8,14 @@ use formats::onnx::{Edit, Model, Stored, data_type};
 use formats::{Dtype, Layout, TensorMeta};
 
 use super::{Tensor, Tensors};
-use crate::dialect::onnx as dialect;
+use crate::dialect::onnx::{self as dialect, ANY_FLOAT, Makings};
 use crate::encoding::{Encoding, PartLayout};
 use crate::family::Role;
 use crate::loader::{Checkpoint, Piece, Weight};
-use crate::recipe::{Error, Plan, Recipe, Result, Scheme, Treatment};
+use crate::recipe::{Error, Plan, Quantized, Recipe, Result, Scheme, Step, Treatment};
 
 /// The version of ONNX from which DequantizeLinear has scales along an axis, and Cast knows bf16.
 const BY_AXIS: i64 = 13;
-/// The version from which it makes the float that its scales are.
-const ANY_FLOAT: i64 = 19;
 /// The versions from which raising a graph's to [`BY_AXIS`] is worth a look.
 const RAISED: i64 = 11;
 /// The format's version of [`BY_AXIS`], and the first in which an initializer need not be an input.
@@ -43,6 +41,7 @@ pub fn tensors(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Tensors> {
     let source = checkpoint.sources()[0].tensors();
     let multiplied = dialect::multiplications(model, source);
     let top = model.constants();
+    let unpacked = (recipe.quantized == Quantized::Unpack).then(|| Makings::of(model, source));
     let in_blocks = recipe.schemes().iter().any(|scheme| matches!(scheme, Scheme::W4A16 | Scheme::W8A16));
     let mut notes = Vec::new();
     let tensor = |(i, weight): (usize, &Weight)| {
@@ -59,7 +58,7 @@ pub fn tensors(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Tensors> {
             Encoding::Plain(dtype) if kept => Some(dtype),
             _ => None,
         };
-        Tensor {
+        let tensor = Tensor {
             name: weight.name.clone(),
             canonical: weight.name.clone(),
             role: if top.contains(&at) { role } else { Role::Other },
@@ -68,11 +67,30 @@ pub fn tensors(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Tensors> {
             cols: weight.cols,
             pieces: vec![Piece::whole(i, weight)],
             only,
+            made: None,
             file: 0,
+        };
+        match unpacked.as_ref().filter(|_| !weight.encoding.is_plain()) {
+            Some(makings) => as_float(tensor, makings, at),
+            None => tensor,
         }
     };
     let tensors = checkpoint.weights().iter().enumerate().map(tensor).collect();
     Ok(Tensors { files: vec![String::new()], tensors, notes, ..Tensors::default() })
+}
+
+/// A weight of codes as the graph takes it in floats: under the name that it can have there, inputs by outputs where it is
+/// multiplied by.
+fn as_float(tensor: Tensor, makings: &Makings, codes: usize) -> Tensor {
+    let Some(making) = makings.get(codes).and_then(<[_]>::first) else { return tensor };
+    let name = makings.name(&tensor.name, codes).to_owned();
+    let mut tensor = Tensor { name, made: Some(making.dtype), ..tensor };
+    if making.is_product() {
+        let (rows, cols) = (tensor.cols, tensor.rows);
+        tensor.pieces.iter_mut().for_each(|piece| (piece.rows, piece.transpose) = (0..rows, true));
+        tensor = Tensor { shape: vec![rows, cols], rows, cols, ..tensor };
+    }
+    tensor
 }
 
 /// Whether a tensor goes into the other file, where there is one.
@@ -116,10 +134,19 @@ pub fn layouts(
 ) -> Result<Vec<Layout>> {
     let model = model(checkpoint)?;
     let source = checkpoint.sources()[0].tensors();
-    let edit = edit(checkpoint, model, recipe, plan)?;
+    lay_out(output, model, source, (names, metas), &edit(checkpoint, model, recipe, plan)?)
+}
+
+/// The layouts of a graph whose tensors lie in files of these names: the model's, and one beside it if there are two.
+pub fn lay_out(
+    output: &Path,
+    model: &Model,
+    source: &[TensorMeta],
+    (names, metas): (&[String], &[Vec<TensorMeta>]),
+    edit: &Edit,
+) -> Result<Vec<Layout>> {
     let files: Vec<&[TensorMeta]> = metas.iter().map(Vec::as_slice).collect();
-    let beside = names.get(1).map(String::as_str);
-    Ok(formats::onnx::layouts(output, model, source, &files, beside, &edit)?)
+    Ok(formats::onnx::layouts(output, model, source, &files, names.get(1).map(String::as_str), edit)?)
 }
 
 /// What becomes of the graph.
@@ -127,6 +154,7 @@ fn edit(checkpoint: &Checkpoint, model: &Model, recipe: &Recipe, plan: &Plan) ->
     let source = checkpoint.sources()[0].tensors();
     let multiplied = dialect::multiplications(model, source);
     let top = model.constants();
+    let makings = Makings::of(model, source);
     let mut edit = Edit::default();
     let (mut newer, mut blocks) = (None, false);
     for step in &plan.steps {
@@ -140,6 +168,10 @@ fn edit(checkpoint: &Checkpoint, model: &Model, recipe: &Recipe, plan: &Plan) ->
             continue;
         }
         let at = weight.tensors[0].tensor;
+        if !weight.encoding.is_plain() {
+            unpack(checkpoint, &mut edit, &makings, step, weight, parts)?;
+            continue;
+        }
         if source[at].name != weight.name || !top.contains(&at) {
             let problem = format!("tensor `{}` is made by nodes of the graph or within another graph", weight.name);
             return Err(refuse(checkpoint, problem, "Write it as it is, or safetensors: -o NAME.safetensors"));
@@ -188,6 +220,32 @@ fn edit(checkpoint: &Checkpoint, model: &Model, recipe: &Recipe, plan: &Plan) ->
         edit.metadata.push(("modelpress.recipe".to_owned(), recipe.describe()));
     }
     Ok(edit)
+}
+
+/// Puts a float in the place of codes, scales and zero points.
+fn unpack(
+    checkpoint: &Checkpoint,
+    edit: &mut Edit,
+    makings: &Makings,
+    step: &Step,
+    weight: &Weight,
+    parts: Vec<(usize, usize)>,
+) -> Result<()> {
+    let codes = weight.tensors[0].tensor;
+    let Some(all) = makings.get(codes) else {
+        let problem = format!("tensor `{}` is multiplied as the integers that it is", weight.name);
+        return Err(refuse(checkpoint, problem, "Unpack it into another format: -o NAME.safetensors"));
+    };
+    let name = makings.name(&weight.name, codes);
+    let stored = step.parts[0].name.as_str();
+    let cast = all.first().filter(|_| stored != name).and_then(|making| cast(stored, name, making.dtype));
+    for making in all {
+        edit.replaced.insert(making.output().to_owned(), making.unpacked(name));
+        edit.replaced.extend(making.converted.clone().map(|scales| (scales, Vec::new())));
+    }
+    edit.constants.extend(weight.tensors.iter().map(|at| (at.tensor, Stored::default())));
+    edit.constants.insert(codes, Stored { parts, nodes: cast.into_iter().collect() });
+    Ok(())
 }
 
 /// Refuses a graph that would mean something else in the version that this needs.

@@ -1,6 +1,6 @@
 //! Few rows of x, AVX2. Two eights of rows of weights are read where they lie, 8 columns at a time, and transposed in registers,
 //! so that a lane is a row of weights and the order of sums is that of panels. int4 by groups is transposed as it is stored,
-//! in words of 8 codes, each of which then costs two shifts, a conversion, its scale and an FMA.
+//! in words of 8 codes, each of which then costs a mask, a conversion and two FMAs.
 
 use std::arch::x86_64::*;
 
@@ -236,30 +236,44 @@ unsafe fn packed<const M: usize>(
     unsafe {
         let mut totals = [[_mm256_setzero_ps(); EIGHTS]; M];
         let mut sums = totals;
+        // Of the group at hand: the scales of codes that lie 4 · i bits too high, and 8 times the scale, negated.
+        let mut own = [[_mm256_setzero_ps(); 7]; EIGHTS];
+        let mut less = [_mm256_setzero_ps(); EIGHTS];
         let mut at = 0;
         while at < k {
             let mut words = [[_mm256_setzero_si256(); 8]; EIGHTS];
-            let mut own = [_mm256_setzero_ps(); EIGHTS];
             for e in 0..EIGHTS {
                 for (i, word) in words[e].iter_mut().enumerate() {
                     if at % 128 == 0 {
                         w.ahead(8 * e + i, at / 2);
                     }
-                    let codes = _mm256_loadu_si256(w.rows[8 * e + i].as_ptr().add(at / 2).cast());
-                    *word = _mm256_xor_si256(codes, _mm256_set1_epi8(0x88u8 as i8));
+                    *word = _mm256_loadu_si256(w.rows[8 * e + i].as_ptr().add(at / 2).cast());
                 }
                 words[e] = transposed_8(words[e]);
-                own[e] = _mm256_loadu_ps(scales[at / group * ROWS + 8 * e..][..8].as_ptr());
+                if at.is_multiple_of(group) {
+                    let mut scale = _mm256_loadu_ps(scales[at / group * ROWS + 8 * e..][..8].as_ptr());
+                    less[e] = _mm256_mul_ps(scale, _mm256_set1_ps(-8.0));
+                    for own in &mut own[e] {
+                        *own = scale;
+                        scale = _mm256_mul_ps(scale, _mm256_set1_ps(1.0 / 16.0));
+                    }
+                }
             }
             for word in 0..8 {
                 let codes: [__m256i; EIGHTS] = [words[0][word], words[1][word]];
                 macro_rules! step {
                     ($i:literal) => {{
-                        let mut weights = own;
+                        let mut weights = less;
                         let mut e = 0;
                         while e < EIGHTS {
-                            let code = _mm256_srai_epi32::<28>(_mm256_slli_epi32::<{ 28 - 4 * $i }>(codes[e]));
-                            weights[e] = _mm256_mul_ps(_mm256_cvtepi32_ps(code), own[e]);
+                            // (code − 8) · scale, rounded once. The highest code would be taken for a negative number.
+                            let (code, own) = if $i == 7 {
+                                (_mm256_srli_epi32::<28>(codes[e]), own[e][0])
+                            } else {
+                                let mask = _mm256_set1_epi32((15u32 << (4 * $i)) as i32);
+                                (_mm256_and_si256(codes[e], mask), own[e][$i % 7])
+                            };
+                            weights[e] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(code), own, less[e]);
                             e += 1;
                         }
                         let mut i = 0;

@@ -259,7 +259,8 @@ unsafe fn packed<const M: usize>(
                     }
                 }
             }
-            for word in 0..8 {
+            let mut word = 0;
+            while word < 8 {
                 let codes: [__m256i; EIGHTS] = [words[0][word], words[1][word]];
                 macro_rules! step {
                     ($i:literal) => {{
@@ -296,6 +297,7 @@ unsafe fn packed<const M: usize>(
                 step!(5);
                 step!(6);
                 step!(7);
+                word += 1;
             }
             at += 64;
             if at % COLUMNS == 0 || at == k {

@@ -10,6 +10,7 @@ DIR holds kjv-small/ (config, tokenizer, weights); llama-1b/ is made there if it
 the compressed files are written to DIR/peers and kept. Needs Python 3.10; for MiniLM also numpy, onnx and onnxruntime
 (`python -m venv v && v/bin/pip install numpy onnx onnxruntime`), else that row is left out and said to be.
 
+Where there is no llama-bench, LLAMA_BENCH=benches/llama_bench.py measures the same by the library of llama-cpp-python.
 llama.cpp is best built so that it uses what most machines have, and not AMX, which stops with an illegal instruction on some:
   cmake -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \\
         -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON -DGGML_AVX512_VBMI=ON

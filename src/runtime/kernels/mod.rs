@@ -2,7 +2,7 @@
 //! processor has is picked once, at run time.
 //!
 //! The environment variable `COMPRESS_ISA` (`scalar`, `avx2`, `avx512`) forbids versions above it. It does not reach the
-//! f32 matrix product, which the crate `gemm` dispatches itself.
+//! f32 products of attention, which the crate `gemm` dispatches itself.
 //!
 //! Together with `simd`, the pool of threads and the crate `formats`' memory map, this is the only place with unsafe code; what
 //! it exports is safe.

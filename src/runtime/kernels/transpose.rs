@@ -50,12 +50,12 @@ pub(super) unsafe fn transpose(rows: &[*const u8; 16], to: *mut u8, step: usize)
     }
 }
 
-/// Transposes an 8 × 8 matrix of words, AVX2; row i of the result goes to `to` + i · `step`.
+/// Transposes an 8 × 8 matrix of words, AVX2.
 ///
 /// # Safety
-/// There are 32 bytes at each place that is written.
+/// The processor has AVX2.
 #[inline(always)]
-pub(super) unsafe fn transpose_8(a: [__m256i; 8], to: *mut u8, step: usize) {
+pub(super) unsafe fn transposed_8(a: [__m256i; 8]) -> [__m256i; 8] {
     // SAFETY: the caller's promise.
     unsafe {
         let (mut b, mut c) = (a, a);
@@ -75,11 +75,24 @@ pub(super) unsafe fn transpose_8(a: [__m256i; 8], to: *mut u8, step: usize) {
         }
         i = 0;
         while i < 4 {
-            let (low, high) =
-                (_mm256_permute2x128_si256::<0x20>(c[i], c[i + 4]), _mm256_permute2x128_si256::<0x31>(c[i], c[i + 4]));
-            _mm256_storeu_si256(to.add(i * step).cast(), low);
-            _mm256_storeu_si256(to.add((i + 4) * step).cast(), high);
+            b[i] = _mm256_permute2x128_si256::<0x20>(c[i], c[i + 4]);
+            b[i + 4] = _mm256_permute2x128_si256::<0x31>(c[i], c[i + 4]);
             i += 1;
+        }
+        b
+    }
+}
+
+/// [`transposed_8`]; row i of the result goes to `to` + i · `step`.
+///
+/// # Safety
+/// The processor has AVX2; there are 32 bytes at each place that is written.
+#[inline(always)]
+pub(super) unsafe fn transpose_8(a: [__m256i; 8], to: *mut u8, step: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (i, row) in transposed_8(a).into_iter().enumerate() {
+            _mm256_storeu_si256(to.add(i * step).cast(), row);
         }
     }
 }

@@ -2,9 +2,9 @@
 //! f32 in registers, next to the multiply. Decoding reads each row once, where it lies.
 
 #[cfg(target_arch = "x86_64")]
-mod nibbles;
+mod few_avx2;
 #[cfg(target_arch = "x86_64")]
-mod packed_avx2;
+mod nibbles;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]

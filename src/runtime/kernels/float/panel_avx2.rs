@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use formats::Dtype;
 
-use super::{Operands, PANEL as TILE, packed_avx2, portable};
+use super::{Operands, PANEL as TILE, few_avx2, portable};
 use crate::encoding::Form;
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose_8;
@@ -32,8 +32,8 @@ thread_local! {
 pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if packed_avx2::suits(o, tile.rows()) {
-            return packed_avx2::multiply(o, tile);
+        if few_avx2::suits(o, tile.rows()) {
+            return few_avx2::multiply(o, tile);
         }
     }
     BUFFERS.with_borrow_mut(|buffers| {
@@ -55,13 +55,7 @@ pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
 unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (panels, rows): &mut Buffers) {
     let (m, stride, first_row) = (tile.rows(), tile.stride(), tile.first_row());
     let mut scales = [1.0; TILE];
-    if let Form::Int8(own) | Form::Fp8(own) | Form::Packed { bits: 8, scales: own, .. } = &o.weights.form
-        && own.per_row == 1
-    {
-        for (i, scale) in scales.iter_mut().take(cols).enumerate() {
-            own.read(o.weights.position(o.first + j + i), std::slice::from_mut(scale));
-        }
-    }
+    own_scales(o, j, &mut scales[..cols]);
     for first in (0..o.k).step_by(COLUMNS) {
         let columns = COLUMNS.min(o.k - first);
         for eight in (0..cols).step_by(8) {
@@ -97,6 +91,18 @@ unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (
                 let out = Out { at: tile.start().add(j + at), stride, width: PANEL.min(cols - at), begun: first > 0 };
                 product(panel, x, (m, o.k, columns), scales, out);
             }
+        }
+    }
+}
+
+/// The scales of the rows of the tile's columns from `j` on, where a row has one; others stay as they are.
+#[inline(always)]
+pub(super) fn own_scales(o: &Operands<'_>, j: usize, scales: &mut [f32]) {
+    if let Form::Int8(own) | Form::Fp8(own) | Form::Packed { bits: 8, scales: own, .. } = &o.weights.form
+        && own.per_row == 1
+    {
+        for (i, scale) in scales.iter_mut().enumerate() {
+            own.read(o.weights.position(o.first + j + i), std::slice::from_mut(scale));
         }
     }
 }
@@ -200,7 +206,7 @@ unsafe fn unpack(o: &Operands<'_>, row: usize, first: usize, out: &mut [f32]) {
 /// E4M3 has the fields of f16, with fewer bits: moved into their places, it is an f16 that is 2⁸ times too small, subnormal
 /// numbers included.
 #[inline(always)]
-unsafe fn fp8(codes: __m128i) -> __m256 {
+pub(super) unsafe fn fp8(codes: __m128i) -> __m256 {
     // SAFETY: the instruction set is there.
     unsafe {
         let wide = _mm_cvtepu8_epi16(codes);

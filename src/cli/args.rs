@@ -95,8 +95,8 @@ pub struct RecipeArgs {
     /// Search scales by least squared error; same format and size, never worse. Short for --method search
     #[arg(long, conflicts_with = "method")]
     pub search: bool,
-    /// How codes are looked for: rtn (to nearest), search (scales), gptq, best; the latter two need --calibrate [default: best
-    /// with --calibrate, else rtn]
+    /// How codes are looked for: rtn (to nearest), search (scales), awq, gptq, best; the latter three need --calibrate [default:
+    /// best with --calibrate, else rtn]
     #[arg(long, value_name = "METHOD")]
     pub method: Option<quantizer::Method>,
     /// GGUF: llama.cpp's importance matrix, to weight errors by

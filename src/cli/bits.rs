@@ -49,6 +49,11 @@ pub fn run(args: &CompressArgs, wanted: Wanted) -> Result<(), Failure> {
     if args.calibration.resume {
         return Err(Failure::Usage("--resume is for one scheme; types that are chosen are chosen anew".into()));
     }
+    if args.recipe.method == Some(Method::Awq) {
+        return Err(Failure::Usage(
+            "--method awq is for one scheme; expected --method best, gptq, search or rtn where types are chosen".into(),
+        ));
+    }
     let original = write::open(model, &args.write.common)?;
     let (target, output) = target(&original, args.budget.to, args.output.as_deref())?;
     let method = args.recipe.method.unwrap_or(if args.recipe.search { Method::Search } else { Method::Best });

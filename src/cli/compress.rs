@@ -61,8 +61,8 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         let structure = reshaped.structure.as_ref();
         calibration::Writer::create(record, &original, reshaped.tokens, structure, &BTreeMap::new())?.publish()?;
     }
-    if args.calibration.resume && !recipe.quantizes_by_text() {
-        return Err(Failure::Usage("--resume is for quantizing by a text; expected --method best or gptq".into()));
+    if args.calibration.resume && !recipe.blocks.method.chooses_codes() {
+        return Err(Failure::Usage("--resume is for choosing codes by a text; expected --method best or gptq".into()));
     }
     let (resume, without) = (args.calibration.resume, &args.calibration.without);
     let without = without.iter().map(|step| (*step).into()).collect();
@@ -100,6 +100,11 @@ pub fn recipe_of(args: &RecipeArgs) -> Result<Option<Recipe>, Failure> {
             "--method {}: what is pruned is not quantized by a text too, which would fill its zeros; expected --method rtn or search with --prune",
             blocks.method
         )));
+    }
+    if blocks.method == Method::Awq && blocks.importance.is_some() {
+        return Err(Failure::Usage(
+            "--imatrix: tells how much columns matter as they are, and --method awq scales them; expected one of the two".into(),
+        ));
     }
     let grouped = |scheme: &Scheme| matches!(scheme, Scheme::W4A16 | Scheme::W8A16);
     if blocks.group.is_some() && !recipe.schemes().iter().any(grouped) {

@@ -12,7 +12,7 @@ use crate::calibration::{Calibration, Origin};
 use crate::check::{self, Findings, HeldBack, Outputs};
 use crate::job::Job;
 use crate::loader::{Checkpoint, Options};
-use crate::pipeline::{self, Calibrated, Quantized, Reshaped, Seen, Tally, pack};
+use crate::pipeline::{self, Calibrated, Quantized, Reshaped, Scaled, Seen, Tally, pack};
 use crate::quantizer::Method;
 use crate::recipe::{Limits, Plan, Recipe, Scheme, Target};
 use crate::report::{PlanReport, Report, Seconds, compress_table, plan_table};
@@ -95,6 +95,7 @@ pub struct Made {
     findings: Option<Findings>,
     seconds: Seconds,
     quantized: Option<(Quantized, Option<HeldBack>)>,
+    scaled: Option<Scaled>,
     calibrated: Option<Calibrated>,
 }
 
@@ -111,8 +112,20 @@ pub fn make(
     let original = input.original;
     let checkpoint = input.reshaped.map_or(original, |reshaped| &reshaped.checkpoint);
     let by_text = calibration.filter(|_| recipe.quantizes_by_text());
-    let quantized = match by_text.map(|calibration| &calibration.from) {
-        Some(Origin::Text(text)) => {
+    let text = by_text.and_then(|calibration| match &calibration.from {
+        Origin::Text(text) => Some(text),
+        Origin::File(_) => None,
+    });
+    let scaled = match text.filter(|_| recipe.blocks.method == Method::Awq) {
+        Some(text) => {
+            pipeline::refuse_output(original, plan.target, output, args.force)?;
+            Some(pipeline::scale(checkpoint, &mut plan, text, output, job)?)
+        }
+        None => None,
+    };
+    let checkpoint = scaled.as_ref().map_or(checkpoint, |scaled| &scaled.checkpoint);
+    let quantized = match text.filter(|_| recipe.blocks.method.chooses_codes()) {
+        Some(text) => {
             pipeline::refuse_output(original, plan.target, output, args.force)?;
             let (method, resume) = (recipe.blocks.method, input.resume);
             let options = pipeline::quantize::Options { method, text, resume, without: &input.without };
@@ -177,7 +190,7 @@ pub fn make(
         seconds.check = started.elapsed().as_secs_f64();
         Some(found)
     };
-    Ok(Made { recipe: recipe.clone(), plan, sink, tally, packed, findings, seconds, quantized, calibrated })
+    Ok(Made { recipe: recipe.clone(), plan, sink, tally, packed, findings, seconds, quantized, scaled, calibrated })
 }
 
 impl Made {
@@ -191,7 +204,7 @@ impl Made {
 
     /// Publishes the output if its check passed, or is not to be heeded, and reports.
     pub fn finish(self, input: &Input<'_>, output: &Path, args: &WriteArgs, job: &Job) -> Result<(), Failure> {
-        let Self { recipe, plan, sink, tally, packed, findings, mut seconds, quantized, calibrated } = self;
+        let Self { recipe, plan, sink, tally, packed, findings, mut seconds, quantized, scaled, calibrated } = self;
         let original = input.original;
         let refused = findings.as_ref().filter(|found| !found.outputs.passed() && !args.accept);
         if refused.is_none() {
@@ -210,6 +223,9 @@ impl Made {
         }
         if let Some(calibrated) = &calibrated {
             report.add_calibration(calibrated);
+        }
+        if let Some(scaled) = &scaled {
+            report.add_scales(scaled);
         }
         if let Some((quantized, held)) = quantized {
             report.add_codes(&quantized, held);

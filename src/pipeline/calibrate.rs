@@ -85,7 +85,7 @@ pub fn calibrate(
         }
     }
     let (matrices, reached) = matrices(checkpoint, &wanted);
-    let (staged, names) = stage(checkpoint, &reached, output)?;
+    let (staged, names) = stage(checkpoint, &reached, output, "pruning")?;
     let open = |access| formats::open(staged.staging(), access, &formats::Limits::default());
     // Read by offset: what is staged for a block is seen as soon as it is written.
     let pruned = Arc::new(checkpoint.with_weights(open(Access::Read)?, &names));
@@ -156,10 +156,16 @@ fn watched(slot: Slot) -> bool {
     matches!(slot, AttnQ | AttnK | AttnV | AttnOut | FfnGate | FfnUp | FfnDown)
 }
 
-/// A file beside the output with a place for each of these weights, in their own dtypes.
-fn stage(checkpoint: &Checkpoint, weights: &BTreeSet<usize>, output: &Path) -> Result<(Sink, Vec<(usize, String)>)> {
+/// A file beside the output, called by what is `doing`, with a place for each of these weights, in their own dtypes; and each
+/// with the name of its tensor, in their order.
+pub(super) fn stage(
+    checkpoint: &Checkpoint,
+    weights: &BTreeSet<usize>,
+    output: &Path,
+    doing: &str,
+) -> Result<(Sink, Vec<(usize, String)>)> {
     let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let target = output.with_file_name(format!("{name}.pruning"));
+    let target = output.with_file_name(format!("{name}.{doing}"));
     let meta = |&at: &usize| {
         let weight = &checkpoint.weights()[at];
         let dtype = weight.float_dtype().unwrap_or(formats::Dtype::F32);

@@ -28,6 +28,7 @@ pub use bands::{Bands, least_memory};
 pub use calibrate::{Calibrated, Layer, Seen, calibrate};
 pub use error::{Error, Result};
 pub use prune::decide;
+pub use quantize::awq::{Scaled, Scales, scale};
 pub use quantize::{Chosen, Quantized, quantize};
 pub use reshape::{Choice, Reshaped, reshape};
 

@@ -11,6 +11,9 @@ pub enum Method {
     Rtn,
     /// Scales of the least squared error.
     Search,
+    /// To nearest, after the columns that meet the largest inputs of a text were made larger and what makes these inputs
+    /// smaller (Lin et al., 2023).
+    Awq,
     /// Errors of a column are made up for by the columns after it, by what a text shows of inputs (Frantar et al., 2022).
     Gptq,
     /// The least squared error of what layers give on a text, also for errors of the layers before them.
@@ -19,13 +22,14 @@ pub enum Method {
 
 impl Method {
     /// All, from the least to the most work.
-    pub const ALL: [Self; 4] = [Self::Rtn, Self::Search, Self::Gptq, Self::Best];
+    pub const ALL: [Self; 5] = [Self::Rtn, Self::Search, Self::Awq, Self::Gptq, Self::Best];
 
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rtn => "rtn",
             Self::Search => "search",
+            Self::Awq => "awq",
             Self::Gptq => "gptq",
             Self::Best => "best",
         }
@@ -33,6 +37,11 @@ impl Method {
 
     /// Whether it looks at a text.
     pub fn calibrates(self) -> bool {
+        matches!(self, Self::Awq | Self::Gptq | Self::Best)
+    }
+
+    /// Whether it chooses each code by a text, not only what is rounded.
+    pub fn chooses_codes(self) -> bool {
         matches!(self, Self::Gptq | Self::Best)
     }
 

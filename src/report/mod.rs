@@ -12,7 +12,7 @@ use crate::check::{Findings, HeldBack, Outputs, WeightError};
 use crate::family::reshape::neurons;
 use crate::family::{Architecture, Transformer};
 use crate::loader::Checkpoint;
-use crate::pipeline::{Calibrated, Chosen, Layer, Quantized, Reshaped, Tally};
+use crate::pipeline::{Calibrated, Chosen, Layer, Quantized, Reshaped, Scaled, Scales, Tally};
 use crate::pruner::Refit;
 use crate::recipe::{Plan, Recipe, Scheme, Target};
 
@@ -50,6 +50,9 @@ pub struct Report {
     /// How codes were chosen on the calibration text.
     #[serde(skip_serializing_if = "Option::is_none")]
     codes: Option<Codes>,
+    /// How columns were scaled by the calibration text before they were rounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scales: Option<ScalesReport>,
     /// Which parts of the model were removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<PartsReport>,
@@ -159,6 +162,26 @@ struct CodedMatrix {
     gain: Option<f64>,
     /// Whether rounding to nearest was better and taken.
     nearest: bool,
+}
+
+/// How columns were scaled.
+#[derive(Debug, Clone, Serialize)]
+struct ScalesReport {
+    /// Tokens of the text.
+    tokens: usize,
+    groups: Vec<ScaledGroup>,
+}
+
+/// Matrices that share an input and its scales.
+#[derive(Debug, Clone, Serialize)]
+struct ScaledGroup {
+    matrices: Vec<String>,
+    /// The power of the mean size of inputs that columns were multiplied by; 0 if they were not.
+    ratio: f64,
+    /// The mean squared error of their outputs by rounding to nearest alone.
+    nearest: f64,
+    /// The same with the scales.
+    loss: f64,
 }
 
 /// Half the mean squared error of a layer's outputs, by what was done to it.
@@ -278,6 +301,7 @@ impl Report {
             pruning,
             calibration: None,
             codes: None,
+            scales: None,
             parts: None,
             check: findings.map(|findings| findings.outputs.clone()),
             text: findings.map(|findings| findings.source.clone()).filter(|text| !text.is_empty()),
@@ -364,6 +388,26 @@ impl Report {
         };
         let matrices: Vec<CodedMatrix> = quantized.chosen.iter().map(matrix).collect();
         self.codes = Some(Codes { tokens, held_back, matrices });
+    }
+
+    /// Adds how columns were scaled.
+    pub fn add_scales(&mut self, scaled: &Scaled) {
+        let group = |found: &Scales| {
+            let Scales { matrices, ratio, nearest, loss } = found.clone();
+            ScaledGroup { matrices, ratio, nearest, loss }
+        };
+        let groups: Vec<ScaledGroup> = scaled.scales.iter().map(group).collect();
+        let shares: Vec<f64> =
+            groups.iter().map(|group| if group.nearest > 0.0 { group.loss / group.nearest } else { 1.0 }).collect();
+        self.notes.push(match shares.len() {
+            0 => "awq: no matrix has an input that could be scaled; rounded to nearest".to_owned(),
+            n => format!(
+                "awq: {} of {n} inputs scaled; the squared error of their layers' outputs on the text is {:.2} of that of rounding to nearest in the mean",
+                groups.iter().filter(|group| group.ratio > 0.0).count(),
+                shares.iter().sum::<f64>() / n as f64
+            ),
+        });
+        self.scales = Some(ScalesReport { tokens: scaled.tokens, groups });
     }
 
     /// Adds what calibration did.

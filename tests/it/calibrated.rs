@@ -1,7 +1,12 @@
 //! Quantizing by what a calibration text shows, as a user does it.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use modelpress::job::Job;
+use modelpress::loader::Checkpoint;
+use modelpress::recipe::{Plan, Recipe, Scheme, Target};
+use modelpress::{calibration, pipeline, runtime};
 use serde_json::Value;
 
 use crate::args;
@@ -54,8 +59,88 @@ fn methods_by_name_are_in_the_order_of_their_work() {
     let out = tempfile::tempdir().unwrap();
     let ours = out.path().join("o");
     let [rtn, search] = ["rtn", "search"].map(|method| kl(&quantized(&ours, &["--int4", "--method", method])));
-    let [gptq, best] = ["gptq", "best"].map(|method| kl(&by_text(&ours, &["--int4", "--method", method])));
-    assert!(best < gptq && gptq < rtn && search < rtn, "{rtn} {search} {gptq} {best}");
+    let [awq, gptq, best] = ["awq", "gptq", "best"].map(|method| kl(&by_text(&ours, &["--int4", "--method", method])));
+    assert!(best < gptq && gptq < awq && awq < rtn && search < rtn, "{rtn} {search} {awq} {gptq} {best}");
+}
+
+#[test]
+fn awq_is_closer_than_to_nearest_in_a_file_of_the_same_size() {
+    let out = tempfile::tempdir().unwrap();
+    for scheme in ["w4a16", "q4_0", "q4_k_m"] {
+        let written = |name: &str| {
+            let end = if scheme.starts_with('q') { ".gguf" } else { "" };
+            out.path().join(format!("{scheme}-{name}{end}"))
+        };
+        let plain = quantized(&written("rtn"), &["--scheme", scheme, "--method", "rtn"]);
+        let report = by_text(&written("awq"), &["--scheme", scheme, "--method", "awq"]);
+        let (ours, nearest) = (kl(&report), kl(&plain));
+        assert!(ours < 0.95 * nearest, "{scheme}: {ours} by awq, {nearest} to nearest");
+        // But for the recipe's words.
+        let [a, b] = [&report, &plain].map(|report| report["output"]["bytes"].as_u64().unwrap());
+        assert!(a.abs_diff(b) < 128, "{scheme}: {a} bytes, {b} to nearest");
+        let groups = report["scales"]["groups"].as_array().unwrap();
+        let loss = |group: &Value, key: &str| group[key].as_f64().unwrap();
+        assert!(groups.iter().all(|group| loss(group, "loss") <= loss(group, "nearest")), "{groups:?}");
+        assert!(groups.iter().any(|group| loss(group, "ratio") > 0.0), "{groups:?}");
+        assert_eq!(report["failures"], Value::Array(vec![]), "{scheme}");
+    }
+    let again = out.path().join("again.gguf");
+    by_text(&again, &["--scheme", "q4_0", "--method", "awq", "--threads", "1", "--no-mmap"]);
+    assert!(std::fs::read(&again).unwrap() == std::fs::read(out.path().join("q4_0-awq.gguf")).unwrap());
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 7, "nothing staged is left");
+}
+
+#[test]
+fn awq_finds_what_a_plain_one_in_numpy_finds() {
+    let out = tempfile::tempdir().unwrap();
+    let report = by_text(&out.path().join("o"), &["--int4", "--method", "awq", "--no-check"]);
+    let expected: Value = serde_json::from_slice(&std::fs::read(fixture("quantizing/awq.json")).unwrap()).unwrap();
+    let (found, expected) = (report["scales"]["groups"].as_array().unwrap(), expected.as_array().unwrap());
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found["matrices"], expected["matrices"]);
+        assert_eq!(found["ratio"], expected["ratio"], "{found}");
+        for key in ["nearest", "loss"] {
+            let [found, expected] = [found, expected].map(|group| group[key].as_f64().unwrap());
+            assert!((found / expected - 1.0).abs() < 1e-3, "{key}: {found}, expected {expected}");
+        }
+    }
+}
+
+#[test]
+fn what_awq_scales_computes_the_same_in_every_family() {
+    let out = tempfile::tempdir().unwrap();
+    let lines: String = "some words of letters and Some More of Them\nwhat other words are there\n".repeat(60);
+    let text = out.path().join("text.txt");
+    std::fs::write(&text, lines).unwrap();
+    let text = calibration::Options { text, tokens: 1024, context: None };
+    let job = Job::new(2);
+    let tokens: Vec<u32> = (10..40).collect();
+    for family in FAMILIES {
+        let folder = out.path().join(family);
+        copy_folder(&fixture("golden").join(family), &folder);
+        std::fs::write(folder.join("tokenizer.json"), letters()).unwrap();
+        let original = Arc::new(Checkpoint::open(&folder, &Default::default()).unwrap());
+        // gpt2's matrices, stored [in, out], have codes in GGUF only, as rows of whole blocks.
+        let (scheme, target) = match family {
+            "gpt2" => ("q4_0", Target::File(formats::Format::Gguf)),
+            _ => ("w4a16", Target::Folder),
+        };
+        let recipe = Recipe::from_flags(Scheme::from_name(scheme).unwrap(), &[], false).unwrap();
+        let ours = out.path().join(format!("{family}-ours"));
+        let mut plan = Plan::new(&original, &recipe, target, &ours).unwrap();
+        let scaled = pipeline::scale(&original, &mut plan, &text, &ours, &job).unwrap();
+        let forward = |checkpoint: &Arc<Checkpoint>| {
+            let found = runtime::forward(&runtime::load(checkpoint).unwrap(), &tokens, &job).unwrap();
+            [found.hidden_states.concat(), found.logits].concat()
+        };
+        let (before, after) = (forward(&original), forward(&scaled.checkpoint));
+        let most = before.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let error = before.iter().zip(&after).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(error < 1e-4 * most.max(1.0), "{family}: {error}, numbers up to {most}");
+        let taken = scaled.scales.iter().filter(|found| found.ratio > 0.0).count();
+        assert!(taken > 0 && before != after, "{family}: {taken} of {}", scaled.scales.len());
+    }
 }
 
 #[test]
@@ -147,6 +232,10 @@ fn what_cannot_be_is_refused_before_any_work() {
     for (flags, word) in [
         (&["--int4", "--method", "best"][..], "--calibrate"),
         (&["--int4", "--method", "gptq"], "--calibrate"),
+        (&["--int4", "--method", "awq"], "--calibrate"),
+        (&["--int4", "--method", "awq", "--calibrate", text, "--resume"], "--resume"),
+        (&["--int4", "--method", "awq", "--calibrate", text, "--memory", "100KiB"], "choosing its codes by a text"),
+        (&["--target-bits", "5", "--method", "awq", "--calibrate", text], "--method awq"),
         (&["--int4", "--method", "worst", "--calibrate", text], "rtn, search"),
         (&["--int4", "--calibrate", short], "at least one window"),
         (&["--int4", "--calibrate", text, "--memory", "1MiB"], "choosing its codes by a text"),

@@ -2,6 +2,7 @@
 //! codes before them make of the text, so that they make up for it, and the text goes on through them. What is chosen is staged
 //! in a file beside the output, as it will be stored, and copied when the plan is carried out.
 
+pub mod awq;
 mod journal;
 mod matrices;
 mod plain;
@@ -42,7 +43,7 @@ const HELD: usize = 8;
 /// How codes are chosen.
 #[derive(Debug, Clone)]
 pub struct Options<'a> {
-    /// By which method.
+    /// By which method: [`Method::Gptq`] or [`Method::Best`].
     pub method: Method,
     /// By which text.
     pub text: &'a calibration::Options,
@@ -120,10 +121,7 @@ pub fn quantize(
     let (windows, learned) = hold_back(calibration::windows(checkpoint, options.text)?);
     let method = options.method;
     let tokens: usize = windows.iter().map(Vec::len).sum();
-    let t: &Transformer = match checkpoint.family().map(|family| &family.architecture) {
-        Some(Architecture::Transformer(t)) => t,
-        _ => return Err(runtime::Error::Family { expected: "a transformer" }.into()),
-    };
+    let t = transformer(checkpoint)?;
     let matrices = matrices(checkpoint, plan);
     refuse_small_budget(plan, &matrices, t, job)?;
     let work = if options.resume { Some(work(checkpoint, plan, options, &windows)?) } else { None };
@@ -154,6 +152,14 @@ pub fn quantize(
     }
     let held = windows[first_held..].to_vec();
     Ok(Quantized { checkpoint, chosen, tokens, held, plain, staged })
+}
+
+/// The shape of a model that text can be led through.
+fn transformer(checkpoint: &Checkpoint) -> Result<&Transformer> {
+    match checkpoint.family().map(|family| &family.architecture) {
+        Some(Architecture::Transformer(t)) => Ok(t),
+        _ => Err(runtime::Error::Family { expected: "a transformer" }.into()),
+    }
 }
 
 /// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, and the text.

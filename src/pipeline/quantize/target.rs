@@ -52,7 +52,8 @@ pub struct Judge<'a> {
     products: Vec<f32>,
 }
 
-fn narrow(numbers: Vec<f64>) -> Vec<f32> {
+/// To f32.
+pub fn narrow(numbers: Vec<f64>) -> Vec<f32> {
     numbers.into_iter().map(|x| x as f32).collect()
 }
 
@@ -142,6 +143,7 @@ pub fn product(a: &[f32], b: &[f32], cols: usize, pool: &Pool) -> Vec<f32> {
     out
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+/// Σ a b.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

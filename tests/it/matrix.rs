@@ -53,6 +53,30 @@ fn with_blocks(dtype: Dtype, out: &Path) -> PathBuf {
     path
 }
 
+/// kjv-nano in f16, cut into parts as llama.cpp's gguf-split cuts.
+fn in_parts(out: &Path) -> PathBuf {
+    const PARTS: usize = 3;
+    let whole = out.join("whole.gguf");
+    compress(args!["convert", fixture("kjv-nano"), &whole, "--dtype", "f16", "-q"]).exits(0);
+    let source = formats::open(&whole, Access::Mapped, &Limits::default()).unwrap();
+    let Payload::Gguf(keys) = source.payload() else { panic!("no GGUF") };
+    let all: Vec<(TensorMeta, Vec<u8>)> = source
+        .tensors()
+        .iter()
+        .enumerate()
+        .map(|(i, meta)| (meta.clone(), source.bytes(i).unwrap().to_vec()))
+        .collect();
+    let path = |part: usize| out.join(format!("nano-{part:05}-of-{PARTS:05}.gguf"));
+    for (part, tensors) in all.chunks(all.len().div_ceil(PARTS)).enumerate() {
+        let mut keys = if part == 0 { keys.clone() } else { Metadata::default() };
+        keys.push("split.no", Value::U16(part as u16));
+        keys.push("split.count", Value::U16(PARTS as u16));
+        keys.push("split.tensors.count", Value::I32(all.len() as i32));
+        gguf(&path(part + 1), &keys, tensors);
+    }
+    path(1)
+}
+
 /// A model of an architecture that this program does not know.
 fn of_another_architecture(out: &Path) -> PathBuf {
     let mut keys = Metadata::default();
@@ -105,16 +129,17 @@ fn files(row: &str, out: &Path) -> Vec<PathBuf> {
             types.map(|dtype| with_blocks(dtype, out)).to_vec()
         }
         row if row.starts_with("GGUF of other architectures") => vec![of_another_architecture(out)],
-        row if row.starts_with("GGUF in parts") => all("split", &["tiny-parts-00001-of-00003.gguf"]),
+        row if row.starts_with("GGUF in parts") => vec![in_parts(out)],
         row if row.starts_with("compressed-tensors with zero points") => {
             let forms =
                 ["ct-int4-zeros", "ct-int4-order", "ct-int3-zeros", "ct-fp8-tensor", "ct-fp8-block", "fp8-scale-inv"];
             all("exchange/quantized", &forms)
         }
         row if row.starts_with("GPTQ") => {
-            let forms = ["gptq-int4", "gptq-v2-int4-order", "awq", "bnb-nf4", "bnb-fp4", "bnb-int8", "mlx-int4"];
+            let forms = ["gptq-int4", "gptq-v2-int4-order", "bnb-nf4", "bnb-fp4", "bnb-int8", "mlx-int4"];
             all("exchange/quantized", &forms)
         }
+        "AWQ GEMM" => all("exchange/quantized", &["awq"]),
         row if row.starts_with("ONNX graphs of ours") => {
             let mut files = each(&["f32", "f16", "bf16", "int8", "int4"], ".onnx", &with_letters("golden/llama", out));
             files.push(write("chain.onnx", "f32", &fixture("exchange/chain.safetensors")));

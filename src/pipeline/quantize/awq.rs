@@ -253,7 +253,7 @@ impl Scaler<'_> {
             .map(|scales| gain.as_ref().map_or(scales.clone(), |gain| gain.divisors(&scales)))
             .collect();
         let hessian = narrow(inputs.hessian(pool).unwrap_or_default());
-        let mut losses = vec![0f64; RATIOS];
+        let mut losses = [0f64; RATIOS];
         let mut names = Vec::new();
         for matrix in group.consumers().filter_map(|place| self.rounded.get(&place)) {
             names.push(matrix.name.clone());

@@ -33,10 +33,10 @@ pub type RowsOf<'a> = (&'a [f32], usize);
 pub fn add_products(sums: &mut [f64], left: RowsOf<'_>, right: RowsOf<'_>, part: Part, pool: &Pool) {
     let ((left, left_width), (right, width)) = (left, right);
     let rows = left.len() / left_width.max(1);
-    assert!(sums.len() == left_width * width && right.len() == rows * width, "lengths fit");
     if rows == 0 {
         return;
     }
+    assert!(sums.len() == left_width * width && right.len() == rows * width, "lengths fit");
     pool.for_each_chunk(sums, HEIGHT * width, |band, sums| {
         let (first, height) = (band * HEIGHT, sums.len() / width);
         let columns_of_left = View::new(&left[first..], rows, height, left_width).transposed();

@@ -214,8 +214,11 @@ impl<'a> Weights<'a> {
             }
             Encoding::Int8Rows { .. } | Encoding::Fp8Rows { .. } => {
                 let mut scales = self.float(graph, &held.parts[1]);
-                if let (Some(_), [experts, ..]) = (place.expert, held.parts[0].shape.as_slice()) {
-                    scales = graph.reshape(&scales, &[*experts as i64, -1]);
+                // Folders have a column of scales, DequantizeLinear takes a vector.
+                match (place.expert, held.parts[0].shape.as_slice()) {
+                    (Some(_), [experts, ..]) => scales = graph.reshape(&scales, &[*experts as i64, -1]),
+                    _ if held.parts[1].shape.len() != 1 => scales = graph.reshape(&scales, &[-1]),
+                    _ => {}
                 }
                 let scales = of_expert(graph, scales);
                 let codes = of_expert(graph, held.parts[0].name.clone());

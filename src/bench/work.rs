@@ -118,7 +118,7 @@ impl Work {
             + attention / peaks.operations(Arithmetic::Float)
     }
 
-    /// Bytes that a token touches when it is decoded, with `past` positions in a cache in f16.
+    /// Bytes that a token touches when it is decoded, with `past` positions in a cache of 16 bits a number.
     pub fn decode_bytes(&self, transformer: &Transformer, past: f64) -> f64 {
         let t = transformer;
         let position = (2 * 2 * t.kv_heads * t.head_dim) as f64;

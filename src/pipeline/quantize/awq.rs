@@ -13,7 +13,7 @@ use std::sync::Arc;
 use formats::{Access, Dtype, Limits, Sink};
 
 use super::matrices::{Matrix, matrices};
-use super::target::{dot, narrow, product};
+use super::target::{narrow, product};
 use super::{STAGE, encode, transformer};
 use crate::calibration::{self, Gatherer, Inputs, Wanted};
 use crate::encoding::plain::{self, Real};
@@ -23,7 +23,7 @@ use crate::loader::{Checkpoint, Fetch, Piece, Scratch, SlotKey};
 use crate::pipeline::calibrate::stage;
 use crate::pipeline::prune::refuse_non_finite;
 use crate::pipeline::{Error, Result};
-use crate::quantizer::least_squares;
+use crate::quantizer::least_squares::{self, dot};
 use crate::recipe::Plan;
 use crate::runtime::{self, Activations, Observer, Place, Unobserved, Walk};
 use crate::threads::Pool;

@@ -8,7 +8,7 @@
 //! were held back.
 
 use crate::calibration::{Pair, Sums};
-use crate::quantizer::least_squares::Metric;
+use crate::quantizer::least_squares::{Metric, dot};
 use crate::runtime::kernels::gemm::{View, times};
 use crate::runtime::kernels::tiles::Tile;
 use crate::threads::Pool;
@@ -141,9 +141,4 @@ pub fn product(a: &[f32], b: &[f32], cols: usize, pool: &Pool) -> Vec<f32> {
         times(left, View::new(b, cols, cols, cols), &mut Tile::whole(out, cols));
     });
     out
-}
-
-/// Σ a b.
-pub fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

@@ -12,6 +12,7 @@ use super::candidates::{Candidate, Candidates, load, reciprocal};
 use super::gptq::{LARGEST, batches, first_least};
 use super::grid::{Grid, Levels, Minima, Row};
 use super::levels::Nearest;
+use super::loss::dot;
 use crate::runtime::kernels::gemm::{View, times};
 use crate::runtime::kernels::tiles::Tile;
 use crate::simd::lanes::W;
@@ -377,7 +378,6 @@ impl<S: Simd> Work<S> {
                 image.iter_mut().zip(block.h(first + k)).for_each(|(image, h)| *image += unit * h);
             }
         }
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
         let (p_own, g) = (&p[own.clone()], f64::from(g));
         let dd = g * dot(&units[0][..n], &self.images[0][own.clone()]);
         let dp = dot(&units[0][..n], p_own);
@@ -463,8 +463,7 @@ fn rescale_rows(grid: &Grid, metric: &Metric, rows: &mut [Row], p: &mut [f32]) {
         let rows = rows.iter_mut().zip(p.chunks_exact_mut(cols)).zip(images.chunks_exact(cols));
         for ((row, p), image) in rows {
             let codes = &row.levels[own.clone()];
-            let dot = |other: &[f32]| codes.iter().zip(other).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-            let (curvature, slope) = (dot(&image[own.clone()]), dot(&p[own.clone()]));
+            let (curvature, slope) = (dot(codes, &image[own.clone()]), dot(codes, &p[own.clone()]));
             let scale = grid.stored((f64::from(row.d[b]) + slope / curvature) as f32);
             let step = f64::from(scale) - f64::from(row.d[b]);
             if scale > 0.0 && scale.is_finite() && 0.5 * step * step * curvature - step * slope < 0.0 {

@@ -29,7 +29,7 @@ use super::{Blocks, Codes, Fp8Rows, Int8Rows, PackedInt, Quantizer, Searched};
 use crate::threads::Pool;
 
 use grid::Grid;
-pub use loss::loss;
+pub use loss::{dot, loss};
 pub use metric::Metric;
 pub use values::values;
 

@@ -1,6 +1,8 @@
 //! Integer dot products of int8 rows: the sums that W8A8 multiplies by its two scales. Every version gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
+mod few_avx2;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel_avx2;

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Operands, panel, panel_avx2};
+use super::{Operands, few_avx2, panel, panel_avx2};
 
 /// What an instruction set does with a few columns of two rows. Methods may only run where the set is there, and are inlined
 /// into the functions below that enable it.
@@ -195,6 +195,7 @@ pub(super) unsafe fn avx2(o: Operands<'_>, out: &mut [i32]) {
     unsafe {
         match o.m {
             _ if panel_avx2::suits(&o) => panel_avx2::multiply(o, out),
+            _ if few_avx2::suits(&o) => few_avx2::multiply(o, out),
             _ => walk::<Avx2, 2, 4>(o, out),
         }
     }

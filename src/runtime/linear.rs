@@ -122,7 +122,7 @@ impl Linear for Matrix {
         match (self.way, self.rows.stored()) {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
-            (Way::Wide, Some(stored)) => wide(&stored, n, x, out, pool),
+            (Way::Wide, Some(stored)) => wide(&stored, n, x, out, scratch.is_for_steps(), pool),
             (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch.is_for_steps(), pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
@@ -149,12 +149,12 @@ fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &
     tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
 }
 
-fn wide(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], pool: &Pool) {
+fn wide(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], steps: bool, pool: &Pool) {
     let Some(kernel) = integer::wide_kernel() else { return };
     let (k, rows) = (x.cols(), x.rows());
     let x = x.int16_runs(pool);
-    let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
-    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+    let cols = if steps && rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
+    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, steps, &mut tile));
 }
 
 fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {

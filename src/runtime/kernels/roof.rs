@@ -173,6 +173,9 @@ mod x86 {
     /// How far ahead memory is asked for, in numbers: 2 KiB.
     const AHEAD: usize = 256;
 
+    /// Places that AVX2 reads in turn.
+    const STREAMS: usize = 4;
+
     #[target_feature(enable = "avx512f")]
     pub(super) fn read_avx512(buffer: &[u64]) -> u64 {
         let mut sums = [_mm512_setzero_si512(); 8];
@@ -193,16 +196,21 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) fn read_avx2(buffer: &[u64]) -> u64 {
         let mut sums = [_mm256_setzero_si256(); 8];
-        let blocks = buffer.chunks_exact(32);
-        let rest = super::read_scalar(blocks.remainder());
-        for block in blocks {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: 32 numbers are in the block, and 4 are read at 4 · i. Prefetching reads nothing, wherever it points.
-                unsafe {
-                    if i % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(4 * i + AHEAD).cast());
+        // As the kernels read rows of weights: memory gives more to several readers than to one.
+        let (streams, rest) = buffer.split_at(buffer.len() / (STREAMS * 32) * STREAMS * 32);
+        let rest = super::read_scalar(rest);
+        let length = streams.len() / STREAMS;
+        for at in (0..length).step_by(32) {
+            for stream in 0..STREAMS {
+                let block = &streams[stream * length + at..][..32];
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: 32 numbers are in the block, and 4 are read at 4 · i. Prefetching reads nothing, wherever it points.
+                    unsafe {
+                        if i % 2 == 0 {
+                            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(4 * i + AHEAD).cast());
+                        }
+                        *sum = _mm256_add_epi64(*sum, _mm256_loadu_si256(block.as_ptr().add(4 * i).cast()));
                     }
-                    *sum = _mm256_add_epi64(*sum, _mm256_loadu_si256(block.as_ptr().add(4 * i).cast()));
                 }
             }
         }

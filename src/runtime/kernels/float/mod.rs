@@ -101,14 +101,7 @@ impl RowKernel {
     ///
     /// # Panics
     /// If the tile reaches beyond the operands, or rows are not as long as their form says.
-    pub fn multiply(
-        self,
-        weights: &Stored<'_>,
-        first: usize,
-        x: &Activations<'_>,
-        steps: bool,
-        tile: &mut Tile<'_>,
-    ) {
+    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, steps: bool, tile: &mut Tile<'_>) {
         let k = x.cols();
         assert!(tile.first_row() + tile.rows() <= x.rows(), "x has the tile's rows");
         assert!(fits(weights, k), "rows have x's columns");

@@ -38,9 +38,9 @@ pub(super) unsafe fn multiply(o: Operands<'_>, out: &mut [i32]) {
     BUFFERS.with_borrow_mut(|(panels, rows)| {
         panels.resize(PANELS * PANEL * COLUMNS, 0);
         rows.resize(o.m * COLUMNS, 0);
-        for (band, first) in (0..o.n).step_by(PANELS * PANEL).flat_map(|band| {
-            (0..o.k).step_by(COLUMNS).map(move |first| (band, first))
-        }) {
+        for (band, first) in
+            (0..o.n).step_by(PANELS * PANEL).flat_map(|band| (0..o.k).step_by(COLUMNS).map(move |first| (band, first)))
+        {
             let columns = first..o.k.min(first + COLUMNS);
             let width = columns.len().next_multiple_of(16);
             for (row, wide) in rows.chunks_exact_mut(width).enumerate().take(o.m) {

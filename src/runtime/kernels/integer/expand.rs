@@ -245,8 +245,12 @@ pub(super) fn integer_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut
     for first in (0..groups).step_by(32) {
         let own = &mut own[..32.min(groups - first)];
         scales.read_some(weights.position(i), first, own);
-        for (g, scale) in own.iter().enumerate() {
-            out.scales[(first + g) * group / 32..][..group / 32].fill(*scale);
+        let to = &mut out.scales[first * group / 32..][..own.len() * group / 32];
+        match group / 32 {
+            1 => to.copy_from_slice(own),
+            2 => to.as_chunks_mut::<2>().0.iter_mut().zip(own).for_each(|(to, scale)| *to = [*scale; 2]),
+            4 => to.as_chunks_mut::<4>().0.iter_mut().zip(own).for_each(|(to, scale)| *to = [*scale; 4]),
+            runs => to.chunks_exact_mut(runs).zip(own).for_each(|(to, scale)| to.fill(*scale)),
         }
     }
 }

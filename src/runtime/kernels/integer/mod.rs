@@ -102,7 +102,7 @@ fn checked<'a, T>(
 }
 
 /// The tile of x · Wᵀ for activations in int16.
-type WideProduct = unsafe fn(&Operands<'_, i16>, &mut Tile<'_>);
+type WideProduct = unsafe fn(&Operands<'_, i16>, bool, &mut Tile<'_>);
 
 static WIDE: &[Kernel<WideProduct>] = &[
     #[cfg(target_arch = "x86_64")]
@@ -126,14 +126,16 @@ impl WideKernel {
         self.0.name
     }
 
-    /// A tile of x · Wᵀ.
+    /// A tile of x · Wᵀ. In `steps` of a session few rows, of which tiles may have any number of columns, are read as fast as
+    /// memory allows; else tiles have at most [`PANEL`] columns, and the order of sums does not depend on how many rows are
+    /// multiplied together.
     ///
     /// # Panics
     /// As [`RunKernel::multiply`], the shape being [`Shape::of_integers`].
-    pub fn multiply(self, weights: &Stored<'_>, x: &Int16Runs, k: usize, tile: &mut Tile<'_>) {
+    pub fn multiply(self, weights: &Stored<'_>, x: &Int16Runs, k: usize, steps: bool, tile: &mut Tile<'_>) {
         if let Some(operands) = checked(weights, Shape::of_integers(&weights.form, k), x, k, tile) {
             // SAFETY: as in `RunKernel::multiply`.
-            unsafe { (self.0.function)(&operands, tile) }
+            unsafe { (self.0.function)(&operands, steps, tile) }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use formats::Dtype;
 
 use super::super::Operands;
-use super::super::expand::{self, Row, six_bits};
+use super::super::expand::{self, Row};
 use super::SPAN;
 use crate::encoding::Form;
 use crate::encoding::ggml::nonlinear::LEVELS;
@@ -51,6 +51,8 @@ pub(super) trait Spans {
     const MINIMA: bool;
     /// The bits of codes. Those of less than 8 bits are raised and not signed, those of 8 are signed and not raised.
     const BITS: u32;
+    /// The logarithm of what codes of less than 8 bits are raised by, or 0 if they are not.
+    const BIAS: u32 = 0;
     /// Bytes of [`SPAN`] columns.
     const BYTES: usize;
     /// Whether rows have to be prepared.
@@ -84,6 +86,23 @@ pub(super) trait Spans {
     /// # Safety
     /// As [`Spans::scales`].
     unsafe fn codes<const STEP: usize>(at: At) -> __m256i;
+
+    /// The codes of two such steps, a half of each in a half of each vector.
+    ///
+    /// # Safety
+    /// As [`Spans::scales`].
+    #[inline(always)]
+    unsafe fn pair<const A: usize, const B: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { halved(Self::codes::<A>(at), Self::codes::<B>(at)) }
+    }
+}
+
+/// The first halves of two vectors, and the second ones.
+#[inline(always)]
+pub(super) unsafe fn halved(a: __m256i, b: __m256i) -> [__m256i; 2] {
+    // SAFETY: the instruction set is there.
+    unsafe { [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)] }
 }
 
 /// Row `i`, which was prepared if it had to be.
@@ -100,12 +119,24 @@ pub(super) trait Block {
     const MINIMUM: bool;
     /// The bits of codes, as [`Spans::BITS`].
     const BITS: u32;
+    /// As [`Spans::BIAS`].
+    const BIAS: u32 = 0;
 
     /// The codes of the block at `at`.
     ///
     /// # Safety
     /// There is a block.
     unsafe fn codes(at: *const u8) -> __m256i;
+
+    /// Those of two blocks, as [`Spans::pair`].
+    ///
+    /// # Safety
+    /// There are the blocks.
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { halved(Self::codes(a), Self::codes(b)) }
+    }
 }
 
 /// 16 bytes of nibbles: their low ones, then their high ones.
@@ -116,6 +147,18 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
         let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast()));
         let shifted = _mm256_srlv_epi64(both, _mm256_set_epi64x(4, 4, 0, 0));
         _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+    }
+}
+
+/// 16 bytes of nibbles in each half: their low ones, and their high ones.
+#[inline(always)]
+unsafe fn two_nibbles(a: *const u8, b: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller's promise: 16 bytes each.
+    unsafe {
+        let both = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
+        let both = _mm256_inserti128_si256::<1>(both, _mm_loadu_si128(b.cast()));
+        let fifteen = _mm256_set1_epi8(15);
+        [_mm256_and_si256(both, fifteen), _mm256_and_si256(_mm256_srli_epi16::<4>(both), fifteen)]
     }
 }
 
@@ -155,10 +198,16 @@ impl Block for Q4_0 {
     const BYTES: usize = 18;
     const MINIMUM: bool = false;
     const BITS: u32 = 4;
+    const BIAS: u32 = 3;
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe { nibbles(at.add(2)) }
+    }
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { two_nibbles(a.add(2), b.add(2)) }
     }
 }
 
@@ -171,12 +220,18 @@ impl Block for Q4_1 {
         // SAFETY: the caller's promise.
         unsafe { nibbles(at.add(4)) }
     }
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { two_nibbles(a.add(4), b.add(4)) }
+    }
 }
 
 impl Block for Q5_0 {
     const BYTES: usize = 22;
     const MINIMUM: bool = false;
     const BITS: u32 = 5;
+    const BIAS: u32 = 4;
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
@@ -239,6 +294,7 @@ impl<B: Block> Spans for B {
     const RUN: usize = 32;
     const MINIMA: bool = B::MINIMUM;
     const BITS: u32 = B::BITS;
+    const BIAS: u32 = B::BIAS;
     const BYTES: usize = SPAN / 32 * B::BYTES;
 
     #[inline(always)]
@@ -258,6 +314,12 @@ impl<B: Block> Spans for B {
         // SAFETY: the caller's promise.
         unsafe { B::codes(at.bytes.add(STEP * B::BYTES)) }
     }
+
+    #[inline(always)]
+    unsafe fn pair<const FIRST: usize, const SECOND: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { B::pair(at.bytes.add(FIRST * B::BYTES), at.bytes.add(SECOND * B::BYTES)) }
+    }
 }
 
 /// An f16 in all lanes.
@@ -269,23 +331,31 @@ unsafe fn half(at: *const u8) -> __m256 {
 
 /// 8 bytes as numbers.
 #[inline(always)]
-unsafe fn numbers(bytes: [u8; 8]) -> __m256 {
+unsafe fn numbers(bytes: u64) -> __m256 {
     // SAFETY: the instruction set is there.
-    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)))) }
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64))) }
 }
 
 /// Q4_K, or Q5_K if FIVE.
 pub(super) struct Affine<const FIVE: bool>;
 
+/// 8 numbers of 6 bits, a byte each: the first four are in four bytes, of the others four bits each in four more and the
+/// upper two above the first four.
+#[inline(always)]
+fn six_bits(first: u32, low: u32) -> u64 {
+    let upper = low & 0x0f0f_0f0f | (first >> 2) & 0x3030_3030;
+    u64::from(first & 0x3f3f_3f3f) | u64::from(upper) << 32
+}
+
 impl<const FIVE: bool> Affine<FIVE> {
-    /// The scales and minima of 8 runs, without what multiplies them.
+    /// The block's 12 bytes of scales and minima.
     ///
     /// # Safety
     /// There is a block.
     #[inline(always)]
-    unsafe fn six_bits(at: At) -> ([u8; 8], [u8; 8]) {
+    unsafe fn packed(at: At) -> [u32; 3] {
         // SAFETY: 12 bytes are read.
-        six_bits(unsafe { &*at.bytes.add(4).cast::<[u8; 12]>() })
+        unsafe { at.bytes.add(4).cast::<[u32; 3]>().read_unaligned() }
     }
 }
 
@@ -298,13 +368,19 @@ impl<const FIVE: bool> Spans for Affine<FIVE> {
     #[inline(always)]
     unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
-        unsafe { [_mm256_mul_ps(numbers(Self::six_bits(at).0), half(at.bytes)), _mm256_setzero_ps()] }
+        unsafe {
+            let [scales, _, low] = Self::packed(at);
+            [_mm256_mul_ps(numbers(six_bits(scales, low)), half(at.bytes)), _mm256_setzero_ps()]
+        }
     }
 
     #[inline(always)]
     unsafe fn minima(at: At, _: usize) -> __m256 {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_mul_ps(numbers(Self::six_bits(at).1), half(at.bytes.add(2))) }
+        unsafe {
+            let [_, minima, low] = Self::packed(at);
+            _mm256_mul_ps(numbers(six_bits(minima, low >> 4)), half(at.bytes.add(2)))
+        }
     }
 
     #[inline(always)]
@@ -337,6 +413,7 @@ impl Spans for Q6K {
     const RUN: usize = 16;
     const MINIMA: bool = false;
     const BITS: u32 = 6;
+    const BIAS: u32 = 5;
     const BYTES: usize = 210;
 
     #[inline(always)]
@@ -388,6 +465,7 @@ impl Spans for Packed4 {
     const RUN: usize = 32;
     const MINIMA: bool = false;
     const BITS: u32 = 4;
+    const BIAS: u32 = 3;
     const BYTES: usize = SPAN / 2;
     const PREPARED: bool = true;
 
@@ -501,6 +579,17 @@ impl<const RUN: usize> Spans for Portable<RUN> {
         unsafe { _mm256_loadu_si256(at.codes.add(32 * STEP).cast()) }
     }
 }
+
+/// Does the same for each two steps of 32 columns.
+macro_rules! for_each_pair {
+    ($do:ident) => {
+        $do!(0, 1);
+        $do!(2, 3);
+        $do!(4, 5);
+        $do!(6, 7);
+    };
+}
+pub(super) use for_each_pair;
 
 /// Does the same for each step of 32 columns.
 macro_rules! for_each_step {

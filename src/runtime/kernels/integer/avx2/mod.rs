@@ -25,15 +25,15 @@ pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
     }
 }
 
-/// The same for activations in int16.
+/// The same for activations in int16. Only in steps of a session have few rows an order of sums of their own.
 ///
 /// # Safety
 /// As [`avx2`]; the weights are integers without blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn wide(o: &Operands<'_, i16>, tile: &mut Tile<'_>) {
+pub(super) unsafe fn wide(o: &Operands<'_, i16>, steps: bool, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if tile.rows() >= FEW {
+        if tile.rows() >= FEW || !steps {
             expand::dispatch_wide(o, panel::Many(tile));
         } else if nibbles::suits(o) {
             nibbles::multiply(o, tile);

@@ -23,6 +23,7 @@ const AHEAD: usize = 1024;
 /// What is made of x and of the scales of weights.
 #[derive(Default)]
 struct Buffers {
+    k: usize,
     /// `[rows, k / 64, 4, 16]`: of 64 columns, those of the words' first codes, then those of their second ones, and so on.
     x: Vec<i16>,
     /// `[rows, k / 8]`: what sums of 8 begin with, since codes are raised by 8.
@@ -53,8 +54,9 @@ pub(super) unsafe fn multiply(o: &Operands<'_, i16>, tile: &mut Tile<'_>) {
         for (x, to) in x.as_chunks::<COLUMNS>().0.iter().zip(buffers.x.as_chunks_mut::<COLUMNS>().0) {
             x.iter().enumerate().for_each(|(at, x)| to[at % 4 * 16 + at / 4] = *x);
         }
-        for row in &mut buffers.rows {
-            *row = Row::new(k);
+        if buffers.k != k {
+            buffers.k = k;
+            buffers.rows = std::array::from_fn(|_| Row::new(k));
         }
         let mut i = 0;
         while i < m {

@@ -221,7 +221,8 @@ unsafe fn tile<F: Spans, const R: usize>(
                     let weights = [_mm256_loadu_si256(codes.cast()), _mm256_loadu_si256(codes.add(32).cast())];
                     let mut i = 0;
                     while i < R {
-                        let pair = x.wide.add(i * COLUMNS + (run - these.start) * F::RUN + q).cast::<i32>().read_unaligned();
+                        let pair =
+                            x.wide.add(i * COLUMNS + (run - these.start) * F::RUN + q).cast::<i32>().read_unaligned();
                         let pair = _mm256_set1_epi32(pair);
                         sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(weights[0], pair));
                         sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(weights[1], pair));

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use formats::Dtype;
 
 use super::Operands;
-use super::panel_avx2::{COLUMNS, fp8, own_scales};
+use super::panel_avx2::{COLUMNS, fp8};
 use crate::encoding::Form;
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transposed_8;
@@ -369,7 +369,7 @@ unsafe fn all<const M: usize>(o: &Operands<'_>, read: Read, tile: &mut Tile<'_>)
         let row = |i: usize| o.first + j + i.min(count - 1);
         let w = Weights { rows: std::array::from_fn(|i| o.weights.row(row(i))), next: ROWS * o.weights.row_bytes };
         let mut scales = [1.0; ROWS];
-        own_scales(o, j, &mut scales[..count]);
+        o.own_scales(j, &mut scales[..count]);
         if let (Read::Packed(_), Form::Packed { scales, .. }) = (read, &o.weights.form) {
             by_group.resize(scales.per_row * ROWS, 0.0);
             let mut own = [0.0; 64];

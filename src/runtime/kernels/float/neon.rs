@@ -206,9 +206,18 @@ impl Load for Int4 {
 /// Some rows of weights as they are stored.
 struct Weights<'a, const N: usize> {
     rows: [&'a [u8]; N],
-    /// `[N, k / group]`
+    /// `[k / group, N]`, if numbers are multiplied by them.
     scales: &'a [f32],
     group: usize,
+}
+
+impl<const N: usize> Weights<'_, N> {
+    /// The scales of a column.
+    #[inline(always)]
+    fn scales<L: Load>(&self, column: usize) -> [f32; N] {
+        let groups = self.scales.as_chunks::<N>().0;
+        if L::GROUPS { groups[column / self.group] } else { [1.0; N] }
+    }
 }
 
 /// Adds to sums what 16 columns of N rows of weights and M rows of x, `stride` apart, give.
@@ -218,11 +227,12 @@ struct Weights<'a, const N: usize> {
 #[inline(always)]
 unsafe fn add<L: Load, const M: usize, const N: usize>(
     sums: &mut [[float32x4_t; N]; M],
-    weights: [(*const u8, f32); N],
+    weights: [*const u8; N],
+    scales: [f32; N],
     x: *const f32,
     stride: usize,
 ) {
-    for (j, (at, scale)) in weights.into_iter().enumerate() {
+    for (j, (at, scale)) in weights.into_iter().zip(scales).enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
             let weights = L::load(at, scale);
@@ -246,9 +256,6 @@ unsafe fn products<L: Load, const M: usize, const N: usize>(
     k: usize,
 ) -> [[f32; N]; M] {
     let mut totals = [[0.0; N]; M];
-    let scale = |row: usize, column: usize| {
-        if L::GROUPS { w.scales[row * (w.scales.len() / N) + column / w.group] } else { 1.0 }
-    };
     // SAFETY: what is read lies below column k; the last columns, if they are fewer than 16, are read from copies, where zeros
     // are behind them.
     unsafe {
@@ -257,25 +264,25 @@ unsafe fn products<L: Load, const M: usize, const N: usize>(
             let mut sums = [[vdupq_n_f32(0.0); N]; M];
             let mut at = first;
             while at + 16 <= end {
-                let mut starts = [(w.rows[0].as_ptr(), 1.0); N];
-                for (j, start) in starts.iter_mut().enumerate() {
-                    *start = (w.rows[j].as_ptr().add(at / 16 * L::BYTES), scale(j, at));
+                let mut starts = [w.rows[0].as_ptr(); N];
+                for (start, row) in starts.iter_mut().zip(w.rows) {
+                    *start = row.as_ptr().add(at / 16 * L::BYTES);
                 }
-                add::<L, M, N>(&mut sums, starts, x.add(at), k);
+                add::<L, M, N>(&mut sums, starts, w.scales::<L>(at), x.add(at), k);
                 at += 16;
             }
             if at < end {
                 let (mut last_w, mut last_x) = ([[0; 64]; N], [[0.0; 16]; M]);
-                let mut starts = [(w.rows[0].as_ptr(), 1.0); N];
+                let mut starts = [w.rows[0].as_ptr(); N];
                 for (j, last) in last_w.iter_mut().enumerate() {
                     let rest = &w.rows[j][at / 16 * L::BYTES..][..(end - at) * L::BYTES / 16];
                     last[..rest.len()].copy_from_slice(rest);
-                    starts[j] = (last.as_ptr(), scale(j, at));
+                    starts[j] = last.as_ptr();
                 }
                 for (i, last) in last_x.iter_mut().enumerate() {
                     std::ptr::copy_nonoverlapping(x.add(i * k + at), last.as_mut_ptr(), end - at);
                 }
-                add::<L, M, N>(&mut sums, starts, last_x.as_ptr().cast(), 16);
+                add::<L, M, N>(&mut sums, starts, w.scales::<L>(at), last_x.as_ptr().cast(), 16);
             }
             for (sums, totals) in sums.iter().zip(&mut totals) {
                 for (sums, totals) in sums.as_chunks::<FOUR>().0.iter().zip(totals.as_chunks_mut::<FOUR>().0) {
@@ -299,7 +306,7 @@ unsafe fn products<L: Load, const M: usize, const N: usize>(
 unsafe fn few<L: Load, const M: usize, const N: usize>(o: &Operands<'_>, tile: &mut Tile<'_>) {
     let (k, cols) = (o.k, tile.cols());
     let x = o.x.f32()[tile.first_row() * k..][..M * k].as_ptr();
-    let mut by_group = Vec::new();
+    let (mut by_group, mut own) = (Vec::new(), Vec::new());
     for j in (0..cols).step_by(N) {
         let count = N.min(cols - j);
         // Rows that there are not are the last one again, and are not stored.
@@ -308,8 +315,11 @@ unsafe fn few<L: Load, const M: usize, const N: usize>(o: &Operands<'_>, tile: &
         if let (true, Form::Packed { scales, group: columns, .. }) = (L::GROUPS, &o.weights.form) {
             group = *columns;
             by_group.resize(scales.per_row * N, 0.0);
-            for (i, own) in by_group.chunks_exact_mut(scales.per_row).enumerate() {
-                scales.read(o.weights.position(row(i)), own);
+            own.resize(scales.per_row, 0.0);
+            for i in 0..N {
+                scales.read(o.weights.position(row(i)), &mut own);
+                let groups = by_group.as_chunks_mut::<N>().0.iter_mut();
+                groups.zip(&own).for_each(|(group, scale)| group[i] = *scale);
             }
         }
         let mut scales = [1.0; N];
@@ -443,16 +453,23 @@ unsafe fn add_product<const M: usize>(
         for (row, sums) in sums.into_iter().enumerate() {
             let out = &mut tile.row(i + row)[j..j + width];
             let mut all = [0.0; FOUR];
+            let at = if width == FOUR {
+                out.as_mut_ptr()
+            } else {
+                all[..width].copy_from_slice(out);
+                all.as_mut_ptr()
+            };
             let mut four = float_totals(sums);
             if first > 0 {
-                all[..width].copy_from_slice(out);
-                four = vaddq_f32(four, vld1q_f32(all.as_ptr()));
+                four = vaddq_f32(four, vld1q_f32(at));
             }
             if let Some(scales) = scales {
                 four = vmulq_f32(four, vld1q_f32(scales.as_ptr()));
             }
-            vst1q_f32(all.as_mut_ptr(), four);
-            out.copy_from_slice(&all[..width]);
+            vst1q_f32(at, four);
+            if width < FOUR {
+                out.copy_from_slice(&all[..width]);
+            }
         }
     }
 }
@@ -491,7 +508,9 @@ unsafe fn stored<L: Load>(o: &Operands<'_>, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.rows() {
-            1 => few::<L, 1, 8>(o, tile),
+            // The scales of eight groups would not leave room in registers.
+            1 if L::GROUPS => few::<L, 1, FOUR>(o, tile),
+            1 => few::<L, 1, { 2 * FOUR }>(o, tile),
             2 => few::<L, 2, FOUR>(o, tile),
             3 => few::<L, 3, FOUR>(o, tile),
             _ => many(o, tile, unpack::<L>),

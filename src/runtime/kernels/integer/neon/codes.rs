@@ -166,18 +166,24 @@ unsafe fn nibbles(at: *const u8) -> [uint8x16_t; 2] {
     }
 }
 
-/// 32 bytes, shifted right; of which the lowest bits that `mask` has.
+/// 32 bytes, shifted right.
 #[inline(always)]
-unsafe fn bits(at: *const u8, shift: usize, mask: u8) -> [uint8x16_t; 2] {
+unsafe fn shifted(at: *const u8, shift: usize) -> [uint8x16_t; 2] {
     // SAFETY: the caller's promise: 32 bytes.
     unsafe {
-        let (shift, mask) = (vdupq_n_s8(-(shift as i8)), vdupq_n_u8(mask));
-        let some = |at: *const u8| vandq_u8(vshlq_u8(vld1q_u8(at), shift), mask);
-        [some(at), some(at.add(16))]
+        let shift = vdupq_n_s8(-(shift as i8));
+        [vshlq_u8(vld1q_u8(at), shift), vshlq_u8(vld1q_u8(at.add(16)), shift)]
     }
 }
 
-/// Codes, and bits that are shifted to their places above.
+/// The bits of bytes that `mask` has.
+#[inline(always)]
+unsafe fn masked(bytes: [uint8x16_t; 2], mask: u8) -> [uint8x16_t; 2] {
+    // SAFETY: the instruction set is there.
+    unsafe { [vandq_u8(bytes[0], vdupq_n_u8(mask)), vandq_u8(bytes[1], vdupq_n_u8(mask))] }
+}
+
+/// The lowest bits of `low`, up to PLACE, and above them those of `high`.
 #[inline(always)]
 unsafe fn joined<const PLACE: i32>(low: [uint8x16_t; 2], high: [uint8x16_t; 2]) -> [uint8x16_t; 2] {
     // SAFETY: the instruction set is there.
@@ -329,9 +335,9 @@ impl<const FIVE: bool> Codes for Affine<FIVE> {
     unsafe fn codes(at: *const u8, j: usize) -> [int8x16_t; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let low = bits(at.add(if FIVE { 48 } else { 16 } + 32 * (j / 2)), 4 * (j % 2), 15);
-            let codes = if FIVE { joined::<4>(low, bits(at.add(16), j, 1)) } else { low };
-            lowered(codes, 0)
+            let low = shifted(at.add(if FIVE { 48 } else { 16 } + 32 * (j / 2)), 4 * (j % 2));
+            let high = if FIVE { masked(shifted(at.add(16), j), 1) } else { [vdupq_n_u8(0); 2] };
+            lowered(if FIVE { joined::<4>(low, high) } else { masked(low, 15) }, 0)
         }
     }
 
@@ -361,8 +367,9 @@ impl Codes for Q6K {
         let (half, part) = (j / 4, j % 4);
         // SAFETY: the caller's promise.
         unsafe {
-            let low = bits(at.add(64 * half + 32 * (part % 2)), 4 * (part / 2), 15);
-            lowered(joined::<4>(low, bits(at.add(128 + 32 * half), 2 * part, 3)), 32)
+            let low = shifted(at.add(64 * half + 32 * (part % 2)), 4 * (part / 2));
+            let high = masked(shifted(at.add(128 + 32 * half), 2 * part), 3);
+            lowered(joined::<4>(low, high), 32)
         }
     }
 
@@ -390,8 +397,9 @@ impl Codes for Q3K {
     unsafe fn codes(at: *const u8, j: usize) -> [int8x16_t; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let low = bits(at.add(32 + 32 * (j / 4)), 2 * (j % 4), 3);
-            lowered(joined::<2>(low, bits(at, j, 1)), 4)
+            let low = shifted(at.add(32 + 32 * (j / 4)), 2 * (j % 4));
+            let high = masked(shifted(at, j), 1);
+            lowered(joined::<2>(low, high), 4)
         }
     }
 

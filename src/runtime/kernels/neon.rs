@@ -46,11 +46,12 @@ pub(super) unsafe fn dot_lane<const PRODUCT: bool, const LANE: i32>(
     unsafe {
         if PRODUCT {
             let mut out = sums;
+            // Not `pure`: the compiler puts what is pure into another order, in which registers do not suffice.
             asm!(
                 ".arch_extension dotprod",
                 "sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{lane}]",
                 inout(vreg) out, in(vreg) a, in(vreg) b, lane = const LANE,
-                options(pure, nomem, nostack, preserves_flags)
+                options(nomem, nostack, preserves_flags)
             );
             out
         } else {

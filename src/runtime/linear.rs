@@ -69,6 +69,8 @@ enum Way {
     Int8,
     /// int8 activations, with scales by token or by run, and rows with a scale for each run.
     Runs(Share),
+    /// int16 activations, with scales by run, in the place of f32 ones, and rows of integers.
+    Wide,
 }
 
 impl Way {
@@ -81,6 +83,7 @@ impl Way {
             (Form::Int8(_), Inputs::Int8) if stored.order.is_none() && cols <= MOST_COLUMNS => Way::Int8,
             (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
             (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
+            (form, _) if Shape::of_integers(&form, cols).is_some() && integer::wide_kernel().is_some() => Way::Wide,
             _ => Way::Float,
         }
     }
@@ -89,6 +92,7 @@ impl Way {
         let (one, many, arithmetic) = match self {
             Way::Unpacked | Way::Float => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
+            Way::Wide => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
         };
         Method { one, many, arithmetic }
@@ -118,7 +122,8 @@ impl Linear for Matrix {
         match (self.way, self.rows.stored()) {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
-            (Way::Float, Some(stored)) => float(&stored, n, x, out, pool),
+            (Way::Wide, Some(stored)) => wide(&stored, n, x, out, pool),
+            (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch.is_for_steps(), pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
@@ -130,16 +135,24 @@ fn few_cols(n: usize, pool: &Pool) -> usize {
     n.div_ceil(4 * pool.threads()).next_multiple_of(32)
 }
 
-fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], pool: &Pool) {
+fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], steps: bool, pool: &Pool) {
     let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
     tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
-        float::kernel().multiply(stored, tile.first_col(), x, &mut tile);
+        float::kernel().multiply(stored, tile.first_col(), x, steps, &mut tile);
     });
 }
 
 fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &mut [f32], pool: &Pool) {
     let (kernel, k, rows) = (integer::kernel(), x.cols(), x.rows());
     let x = x.int8_runs(share, pool);
+    let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
+    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+}
+
+fn wide(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], pool: &Pool) {
+    let Some(kernel) = integer::wide_kernel() else { return };
+    let (k, rows) = (x.cols(), x.rows());
+    let x = x.int16_runs(pool);
     let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
     tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
 }
@@ -198,7 +211,7 @@ fn unpacked(
             };
             let form = Form::Plain(Dtype::F32);
             let stored = Stored { form, bytes, row_bytes: 4 * k, order: None, inputs: Inputs::Float };
-            float::kernel().multiply(&stored, 0, x, &mut tile);
+            float::kernel().multiply(&stored, 0, x, false, &mut tile);
         });
     });
 }
@@ -232,6 +245,12 @@ mod tests {
                     let scale = |at: usize| int8.scales[at / k];
                     dequantized =
                         int8.codes[..m * k].iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
+                    &dequantized
+                } else if linear.method().arithmetic == Arithmetic::Int8 {
+                    let runs = activations.int16_runs(&Pool::new(1));
+                    let scale = |at: usize| runs.scales[at / 32];
+                    dequantized =
+                        runs.codes[..m * k].iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
                     &dequantized
                 } else {
                     &x

@@ -34,6 +34,12 @@ struct Operands<'a> {
     k: usize,
     /// The row of weights that is the tile's first column.
     first: usize,
+    /// Whether a few rows may have an order of sums of their own.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "other versions have one order that serves both")
+    )]
+    steps: bool,
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -120,11 +126,12 @@ impl RowKernel {
     }
 
     /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
-    /// the weights.
+    /// the weights. In `steps` of a session a few rows are read as fast as memory allows; else the order of sums does not depend
+    /// on how many rows are multiplied together.
     ///
     /// # Panics
     /// If the tile reaches beyond the operands, or rows are not as long as their form says.
-    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, tile: &mut Tile<'_>) {
+    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, steps: bool, tile: &mut Tile<'_>) {
         let k = x.cols();
         assert!(tile.first_row() + tile.rows() <= x.rows(), "x has the tile's rows");
         assert!(fits(weights, k), "rows have x's columns");
@@ -135,7 +142,7 @@ impl RowKernel {
             let function = many.filter(|_| tile.rows() >= FEW).unwrap_or(few);
             // SAFETY: a `RowKernel` is only made of a version that the processor supports. Versions take rows of weights by
             // `Stored::row`, which checks its bounds; that rows are long enough for k columns was just checked.
-            unsafe { function(&Operands { weights, x, k, first }, tile) }
+            unsafe { function(&Operands { weights, x, k, first, steps }, tile) }
         }
     }
 }

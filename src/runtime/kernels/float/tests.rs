@@ -77,14 +77,17 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
                             .collect();
                         let mut out = vec![f32::NAN; m * n];
                         let x = Activations::new(&x, k);
-                        kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut out, n));
+                        kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut out, n));
                         let size = w.iter().fold(1.0, |most: f32, w| most.max(w.abs()));
                         close(&out, &expected, f64::from(size) * k as f64 * 1e-6);
+                        let mut steps = vec![f32::NAN; m * n];
+                        kernel.multiply(stored, 0, &x, true, &mut Tile::whole(&mut steps, n));
+                        close(&steps, &expected, f64::from(size) * k as f64 * 1e-6);
                         // A row alone gives what it gives among others.
                         for i in 0..m {
                             let mut alone = vec![f32::NAN; n];
                             let x = Activations::new(&x.f32()[i * k..][..k], k);
-                            kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut alone, n));
+                            kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut alone, n));
                             // AVX-512 has another order of sums for many rows.
                             if m < FEW || kernel.name() != "avx512" {
                                 assert_eq!(alone, out[i * n..][..n], "{form} {k}");
@@ -117,7 +120,7 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
             let mut x = vec![0.0; 16];
             x[at] = 1.0;
             let mut out = [0.0; 16];
-            kernel.multiply(&stored, 0, &Activations::new(&x, 16), &mut Tile::whole(&mut out, 16));
+            kernel.multiply(&stored, 0, &Activations::new(&x, 16), false, &mut Tile::whole(&mut out, 16));
             for (row, found) in out.iter().enumerate() {
                 let expected = crate::encoding::fp8::decode(codes[row * 16 + at]);
                 // Rows with a NaN are NaN.

@@ -1,5 +1,7 @@
 //! Integer dot products of int8 rows: the sums that W8A8 multiplies by its two scales. Every version gives the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod few_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Vector, tile};
-use super::{Operands, panel, panel_avx2};
+use super::{Operands, few_avx2, panel, panel_avx2};
 
 /// All dot products, in tiles of M rows of x and N rows of weights, and of single rows at the edges. A tile's weights are
 /// loaded once for M rows.
@@ -98,6 +98,7 @@ pub(super) unsafe fn avx2(o: Operands<'_>, out: &mut [i32]) {
     unsafe {
         match o.m {
             _ if panel_avx2::suits(&o) => panel_avx2::multiply(o, out),
+            _ if few_avx2::suits(&o) => few_avx2::multiply(o, out),
             _ => walk::<Avx2, 2, 4>(o, out),
         }
     }

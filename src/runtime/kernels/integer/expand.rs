@@ -37,6 +37,15 @@ impl Shape {
             _ => None,
         }
     }
+
+    /// The shape of integers, without blocks, that activations in int16 multiply.
+    pub fn of_integers(form: &Form<'_>, k: usize) -> Option<Self> {
+        match form {
+            Form::Int8(_) if k.is_multiple_of(32) => Some(Self { run: 32, bias: None, minima: false }),
+            Form::Packed { .. } => Self::of(form, k),
+            _ => None,
+        }
+    }
 }
 
 /// One row, expanded.
@@ -213,7 +222,7 @@ pub(super) fn row(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
             }
         }
         Form::Packed { bits, .. } => {
-            packed_scales(weights, i, k, out);
+            integer_scales(weights, i, k, out);
             if *bits == 8 {
                 out.codes[..k].copy_from_slice(&bytes[..k]);
             } else {
@@ -226,16 +235,20 @@ pub(super) fn row(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
     }
 }
 
-/// The scales of a row of [`Form::Packed`], one for each 32 columns.
+/// The scales of a row of integers, one for each 32 columns.
 #[inline(always)]
-pub(super) fn packed_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
+pub(super) fn integer_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
     run_scales(weights, i, k, &mut out.scales);
 }
 
 /// The same, as numbers alone.
 #[inline(always)]
 pub(super) fn run_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut [f32]) {
-    let Form::Packed { group, scales, .. } = &weights.form else { return };
+    let (group, scales) = match &weights.form {
+        Form::Packed { group, scales, .. } => (group, scales),
+        Form::Int8(scales) => (&k, scales),
+        _ => return,
+    };
     let mut own = [0.0; 32];
     let groups = k / group;
     for first in (0..groups).step_by(32) {

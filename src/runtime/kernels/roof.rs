@@ -44,6 +44,8 @@ static READ: &[Kernel<Read>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::read_avx512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: x86::read_avx2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::read },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: read_scalar },
 ];
 
@@ -52,6 +54,8 @@ static FLOAT: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::FLOAT_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 fma", isa: Isa::Avx2, supported: super::has_avx2, function: x86::FLOAT_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::FLOAT },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: FLOAT_SCALAR },
 ];
 
@@ -62,6 +66,15 @@ static INT8: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::INT8_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: x86::INT8_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel {
+        name: "neon dotprod",
+        isa: Isa::Neon,
+        supported: super::has_dot_product,
+        function: neon::INT8_DOT_PRODUCT,
+    },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::INT8 },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: INT8_SCALAR },
 ];
 
@@ -73,6 +86,8 @@ static BFLOAT16: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::FLOAT_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 fma", isa: Isa::Avx2, supported: super::has_avx2, function: x86::FLOAT_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::FLOAT },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: FLOAT_SCALAR },
 ];
 
@@ -306,6 +321,67 @@ mod x86 {
             }
         }
         black_box(sums);
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    use super::Multiply;
+    use crate::runtime::kernels::neon::dot;
+
+    /// Sums that do not wait for one another: four begun in a cycle, of four cycles each.
+    const SUMS: usize = 16;
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn read(buffer: &[u64]) -> u64 {
+        let mut sums = [vdupq_n_u64(0); 8];
+        let blocks = buffer.chunks_exact(16);
+        let rest = super::read_scalar(blocks.remainder());
+        for block in blocks {
+            for (sum, pair) in sums.iter_mut().zip(block.as_chunks::<2>().0) {
+                // SAFETY: two numbers are read.
+                *sum = vaddq_u64(*sum, unsafe { vld1q_u64(pair.as_ptr()) });
+            }
+        }
+        sums.into_iter().fold(rest, |all, sum| all.wrapping_add(vaddvq_u64(sum)))
+    }
+
+    pub(super) const FLOAT: Multiply = Multiply { run: float, operations: 2 * 4 * SUMS };
+
+    #[target_feature(enable = "neon")]
+    fn float(times: usize) {
+        let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(1.0)));
+        let mut sums = black_box([b; SUMS]);
+        for _ in 0..times {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    pub(super) const INT8_DOT_PRODUCT: Multiply = Multiply { run: int8::<true>, operations: 2 * 16 * SUMS };
+
+    pub(super) const INT8: Multiply = Multiply { run: int8::<false>, operations: 2 * 16 * SUMS };
+
+    /// # Safety
+    /// The processor has NEON, and the dot product if PRODUCT says so.
+    unsafe fn int8<const PRODUCT: bool>(times: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = vdupq_n_s8(black_box(3));
+            let mut sums = black_box([vdupq_n_s32(0); SUMS]);
+            for _ in 0..times {
+                // The product takes the sum, or one product would serve all.
+                for sum in &mut sums {
+                    *sum = dot::<PRODUCT>(*sum, vreinterpretq_s8_s32(*sum), a);
+                }
+            }
+            black_box(sums);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use formats::Dtype;
 
 use super::Operands;
-use super::panel_avx2::{fp8, own_scales};
+use super::panel_avx2::fp8;
 use crate::encoding::Form;
 use crate::runtime::kernels::tiles::Tile;
 
@@ -228,7 +228,7 @@ unsafe fn all<const M: usize>(o: &Operands<'_>, read: Read, tile: &mut Tile<'_>)
         };
         for (column, totals) in (j..cols).step_by(step).zip(totals) {
             let mut scale = [1.0];
-            own_scales(o, column, &mut scale);
+            o.own_scales(column, &mut scale);
             totals.into_iter().enumerate().for_each(|(i, total)| tile.row(i)[column] = total * scale[0]);
         }
     }

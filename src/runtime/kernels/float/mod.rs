@@ -3,6 +3,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod few_avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod nibbles;
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +19,8 @@ use std::sync::OnceLock;
 
 use super::tiles::Tile;
 use super::{Isa, Kernel};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::encoding::Form;
 use crate::encoding::Stored;
 use crate::runtime::Activations;
 
@@ -31,7 +35,26 @@ struct Operands<'a> {
     /// The row of weights that is the tile's first column.
     first: usize,
     /// Whether a few rows may have an order of sums of their own.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "other versions have one order that serves both")
+    )]
     steps: bool,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Operands<'_> {
+    /// The scales of the rows of the tile's columns from `j` on, where a row has one; others stay as they are.
+    #[inline(always)]
+    fn own_scales(&self, j: usize, scales: &mut [f32]) {
+        if let Form::Int8(own) | Form::Fp8(own) | Form::Packed { bits: 8, scales: own, .. } = &self.weights.form
+            && own.per_row == 1
+        {
+            for (i, scale) in scales.iter_mut().enumerate() {
+                own.read(self.weights.position(self.first + j + i), std::slice::from_mut(scale));
+            }
+        }
+    }
 }
 
 /// The tile of x · Wᵀ.
@@ -59,6 +82,13 @@ static TABLE: &[Kernel<Forms>] = &[
         isa: Isa::Avx2,
         supported: super::has_avx2,
         function: Forms { few: panel_avx2::avx2, many: None },
+    },
+    #[cfg(target_arch = "aarch64")]
+    Kernel {
+        name: "neon",
+        isa: Isa::Neon,
+        supported: super::has_neon,
+        function: Forms { few: neon::neon, many: None },
     },
     Kernel {
         name: "scalar",

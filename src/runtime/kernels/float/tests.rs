@@ -105,6 +105,8 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
     for (name, present) in [("avx2", super::super::has_avx2()), ("avx512", super::super::has_avx512())] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(covered.contains(&"neon"), super::super::has_neon());
 }
 
 #[test]

@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod expand;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -36,6 +38,15 @@ static TABLE: &[Kernel<Product>] = &[
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: avx2::avx2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel {
+        name: "neon dotprod",
+        isa: Isa::Neon,
+        supported: super::has_dot_product,
+        function: neon::multiply::<true>,
+    },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::multiply::<false> },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::scalar },
 ];
 

@@ -61,6 +61,16 @@ fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covere
         let mut out = vec![f32::NAN; m * n];
         kernel.multiply(stored, runs, k, &mut Tile::whole(&mut out, n));
         close(&out, &expected, size * 2e-6);
+        if kernel.name().starts_with("neon") {
+            // A row alone gives what it gives among others.
+            for i in 0..m {
+                let x = Activations::new(&data[i * k..][..k], k);
+                let runs = x.int8_runs(share, &crate::threads::Pool::new(1));
+                let mut alone = vec![f32::NAN; n];
+                kernel.multiply(stored, runs, k, &mut Tile::whole(&mut alone, n));
+                assert_eq!(alone, out[i * n..][..n], "{} {k}", kernel.name());
+            }
+        }
         covered.push(kernel.name());
     }
 }
@@ -91,6 +101,10 @@ fn every_version_multiplies_what_every_block_type_stores() {
     assert!(covered.contains(&kernel().name()));
     #[cfg(target_arch = "x86_64")]
     for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni())] {
+        assert_eq!(covered.contains(&name), present, "{name}");
+    }
+    #[cfg(target_arch = "aarch64")]
+    for (name, present) in [("neon", super::super::has_neon()), ("neon dotprod", super::super::has_dot_product())] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
 }

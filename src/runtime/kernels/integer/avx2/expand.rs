@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use formats::Dtype;
 
 use super::super::Operands;
-use super::super::expand::{self, Row};
+use super::super::expand::{self, Row, six_bits};
 use super::SPAN;
 use crate::encoding::Form;
 use crate::encoding::ggml::nonlinear::LEVELS;
@@ -331,31 +331,23 @@ unsafe fn half(at: *const u8) -> __m256 {
 
 /// 8 bytes as numbers.
 #[inline(always)]
-unsafe fn numbers(bytes: u64) -> __m256 {
+unsafe fn numbers(bytes: [u8; 8]) -> __m256 {
     // SAFETY: the instruction set is there.
-    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64))) }
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)))) }
 }
 
 /// Q4_K, or Q5_K if FIVE.
 pub(super) struct Affine<const FIVE: bool>;
 
-/// 8 numbers of 6 bits, a byte each: the first four are in four bytes, of the others four bits each in four more and the
-/// upper two above the first four.
-#[inline(always)]
-fn six_bits(first: u32, low: u32) -> u64 {
-    let upper = low & 0x0f0f_0f0f | (first >> 2) & 0x3030_3030;
-    u64::from(first & 0x3f3f_3f3f) | u64::from(upper) << 32
-}
-
 impl<const FIVE: bool> Affine<FIVE> {
-    /// The block's 12 bytes of scales and minima.
+    /// The scales and minima of 8 runs, without what multiplies them.
     ///
     /// # Safety
     /// There is a block.
     #[inline(always)]
-    unsafe fn packed(at: At) -> [u32; 3] {
+    unsafe fn six_bits(at: At) -> ([u8; 8], [u8; 8]) {
         // SAFETY: 12 bytes are read.
-        unsafe { at.bytes.add(4).cast::<[u32; 3]>().read_unaligned() }
+        six_bits(unsafe { &*at.bytes.add(4).cast::<[u8; 12]>() })
     }
 }
 
@@ -368,19 +360,13 @@ impl<const FIVE: bool> Spans for Affine<FIVE> {
     #[inline(always)]
     unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
-        unsafe {
-            let [scales, _, low] = Self::packed(at);
-            [_mm256_mul_ps(numbers(six_bits(scales, low)), half(at.bytes)), _mm256_setzero_ps()]
-        }
+        unsafe { [_mm256_mul_ps(numbers(Self::six_bits(at).0), half(at.bytes)), _mm256_setzero_ps()] }
     }
 
     #[inline(always)]
     unsafe fn minima(at: At, _: usize) -> __m256 {
         // SAFETY: the caller's promise.
-        unsafe {
-            let [_, minima, low] = Self::packed(at);
-            _mm256_mul_ps(numbers(six_bits(minima, low >> 4)), half(at.bytes.add(2)))
-        }
+        unsafe { _mm256_mul_ps(numbers(Self::six_bits(at).1), half(at.bytes.add(2))) }
     }
 
     #[inline(always)]

@@ -27,7 +27,7 @@ pub mod walk;
 pub mod weights;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use activations::{Activations, Int8Activations};
 pub use backward::{Backward, GradientObserver};

@@ -13,6 +13,7 @@ pub mod embed;
 mod error;
 mod feed_forward;
 mod hidden;
+mod kept;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod linear;

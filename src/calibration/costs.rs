@@ -27,9 +27,9 @@ impl Costs {
         let (hidden, queries, keys) =
             (t.hidden as f64, (t.heads * t.head_dim) as f64, (t.kv_heads * t.head_dim) as f64);
         // Experts in all, and for each token.
-        let (width, experts, active) = t.experts.map_or((t.intermediate, 1, 1), |experts| {
-            (experts.intermediate, experts.count, experts.per_token)
-        });
+        let (width, experts, active) = t
+            .experts
+            .map_or((t.intermediate, 1, 1), |experts| (experts.intermediate, experts.count, experts.per_token));
         let (width, experts, active) = (width as f64, experts as f64, active as f64);
         // Rows of each matrix that has an input, its columns, whether its result is added to the stream, how many such inputs there
         // are, and of how many a token sees.
@@ -40,8 +40,7 @@ impl Costs {
             (ups, hidden, false, experts, active),
             (vec![hidden], width, true, experts, active),
         ];
-        let mut costs =
-            Self { forward: 0.0, inputs: 0.0, backward: 0.0, rows: 0.0, together: 0.0, factors: 0.0 };
+        let mut costs = Self { forward: 0.0, inputs: 0.0, backward: 0.0, rows: 0.0, together: 0.0, factors: 0.0 };
         let mut gradients = 0.0;
         for (matrices, cols, residual, count, active) in inputs {
             let rows: f64 = matrices.iter().sum();
@@ -55,9 +54,14 @@ impl Costs {
             costs.factors += count * 2.0 * cols * cols * cols / 3.0;
         }
         let layers = t.layers as f64;
-        for cost in
-            [&mut costs.forward, &mut costs.inputs, &mut costs.rows, &mut costs.together, &mut costs.factors, &mut gradients]
-        {
+        for cost in [
+            &mut costs.forward,
+            &mut costs.inputs,
+            &mut costs.rows,
+            &mut costs.together,
+            &mut costs.factors,
+            &mut gradients,
+        ] {
             *cost *= layers;
         }
         let samples = samples as f64;

@@ -211,8 +211,7 @@ impl Observer for PairGatherer {
         };
         let begin = self.end - self.stream.len() / self.hidden + at.start;
         let learned = self.learned.saturating_sub(begin).min(rows);
-        let [x, errors] =
-            [(x.f32(), cols), (&errors, width)].map(|(numbers, width)| numbers.split_at(learned * width));
+        let [x, errors] = [(x.f32(), cols), (&errors, width)].map(|(numbers, width)| numbers.split_at(learned * width));
         pair.learned.add(x.0, errors.0, &self.pool);
         pair.held.add(x.1, errors.1, &self.pool);
     }
@@ -270,9 +269,8 @@ mod tests {
         for (i, j) in [(0, 0), (2, 4), (1, 3)] {
             let drift = |t: usize| x0[t * cols + i] - x[t * cols + i];
             let change = |t: usize, k: usize| w[i * cols + k] * (x0[t * cols + k] - x[t * cols + k]);
-            let lacking = |t: usize| {
-                h0[t * hidden + i] - h[t * hidden + i] + (0..cols).map(|k| change(t, k)).sum::<f32>()
-            };
+            let lacking =
+                |t: usize| h0[t * hidden + i] - h[t * hidden + i] + (0..cols).map(|k| change(t, k)).sum::<f32>();
             let own = |t: usize| x[t * cols + i];
             assert!((learned.1[i * cols + j] - expected(0..450, &own, j)).abs() < 1e-5);
             assert!((learned.2[i * cols + j] - expected(0..450, &drift, j)).abs() < 1e-5);

@@ -45,8 +45,9 @@ impl Effort {
         let metric = fisher::Options { tokens: metric.tokens.min(most), ..metric };
         let fisher = (metric.tokens > 0).then_some(metric);
         let costs = Costs::of(t, metric.samples);
-        // Both models, and the second halves of the blocks' halves of one again; feedback, target and judgement.
-        let mut estimate = tokens as f64 * (2.8 * costs.forward + costs.inputs) + costs.factors + 3.0 * costs.rows;
+        // Both models, and experts of one again; feedback, target and judgement.
+        let passes = if t.experts.is_some() { 2.6 } else { 2.0 };
+        let mut estimate = tokens as f64 * (passes * costs.forward + costs.inputs) + costs.factors + 3.0 * costs.rows;
         estimate += (1.0 + sweeps as f64) * costs.rows;
         if fisher.is_some() {
             estimate += metric.tokens as f64 * costs.backward;

@@ -494,9 +494,8 @@ impl Chooser<'_> {
         let Some(judge) = judge else { return parts };
         let nearest = self.encode(matrix, w, false);
         let dtype = self.plan.steps[matrix.step].input;
-        let loss = |parts: &[Vec<u8>]| {
-            judge.loss(&least_squares::values(matrix.form, dtype, matrix.cols, parts, pool), pool)
-        };
+        let loss =
+            |parts: &[Vec<u8>]| judge.loss(&least_squares::values(matrix.form, dtype, matrix.cols, parts, pool), pool);
         let [ours, plain] = [loss(&parts), loss(&nearest)];
         chosen.gain = Some(plain - ours);
         chosen.nearest = self.options.method == Method::Best && ours > plain;

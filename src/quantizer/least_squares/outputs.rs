@@ -124,7 +124,8 @@ impl<'a> Together<'a> {
             self.images[numbers].iter_mut().zip(&part).for_each(|(image, moved)| *image += moved);
             change += dot(&moved, &p);
             let among: Vec<f32> = own.clone().flat_map(|r| &self.row_of_outputs(r)[own.clone()]).copied().collect();
-            let (among, images) = (View::new(&among, own.len(), own.len(), own.len()), View::new(&part, own.len(), cols, cols));
+            let (among, images) =
+                (View::new(&among, own.len(), own.len(), own.len()), View::new(&part, own.len(), cols, cols));
             times_on(among, images, &mut p, pool);
             change += 0.5 * dot(&moved, &p);
         }

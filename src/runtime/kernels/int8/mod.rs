@@ -1,6 +1,8 @@
 //! Integer dot products of int8 rows: the sums that W8A8 multiplies by its two scales. Every version gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel_avx2;
@@ -33,6 +35,8 @@ struct Operands<'a> {
 type Dot = unsafe fn(Operands<'_>, &mut [i32]);
 
 static TABLE: &[Kernel<Dot>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "amx int8", isa: Isa::Amx, supported: super::has_amx, function: amx::amx },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
     #[cfg(target_arch = "x86_64")]

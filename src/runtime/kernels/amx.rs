@@ -134,7 +134,7 @@ pub unsafe fn store<T, const TWO: bool>(out: &mut Sums<T>) {
 }
 
 macro_rules! product {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+    ($(#[$doc:meta])* $name:ident, $again:ident, $instruction:literal) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -162,14 +162,32 @@ macro_rules! product {
                 }
             }
         }
+
+        /// The same of what the tiles hold, without loading.
+        ///
+        /// # Safety
+        /// Tiles have the shapes for 32 rows.
+        #[inline(always)]
+        pub unsafe fn $again() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!($instruction, " tmm0, tmm4, tmm6"),
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    concat!($instruction, " tmm2, tmm5, tmm6"),
+                    concat!($instruction, " tmm3, tmm5, tmm7"),
+                    options(nostack, nomem),
+                );
+            }
+        }
     };
 }
 
 product! {
     /// Adds the products of int8 numbers: `x` has the first and the 17th row, `stride` bytes from a row to the next.
-    add_int8, "tdpbssd"
+    add_int8, add_int8_again, "tdpbssd"
 }
 product! {
     /// Adds the products of bf16 numbers: `x` has the first and the 17th row, `stride` bytes from a row to the next.
-    add_bf16, "tdpbf16ps"
+    add_bf16, add_bf16_again, "tdpbf16ps"
 }

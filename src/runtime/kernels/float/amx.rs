@@ -176,9 +176,11 @@ fn read_scales(
     let mut own = [1.0; COLUMNS / STEP + 1];
     let (mut group, mut first) = (usize::MAX, 0);
     match &o.weights.form {
+        // They are in the numbers already.
+        _ if how.unpacked => {}
         Form::Int8(scales) | Form::Fp8(scales) => scales.read(o.weights.position(row), &mut own[..1]),
         Form::Packed { scales, .. } if scales.per_row == 1 => scales.read(o.weights.position(row), &mut own[..1]),
-        Form::Packed { group: own_group, scales, .. } if !how.unpacked => {
+        Form::Packed { group: own_group, scales, .. } => {
             (group, first) = (*own_group, at / own_group);
             let groups = (at + width).div_ceil(group) - first;
             scales.read_some(o.weights.position(row), first, &mut own[..groups]);

@@ -64,8 +64,7 @@ impl Tiles {
             return;
         }
         self.rows = rows;
-        let mut shapes =
-            Shapes { palette: 1, start_row: 0, reserved: [0; 14], line_bytes: [0; 16], lines: [0; 16] };
+        let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], line_bytes: [0; 16], lines: [0; 16] };
         let half = ROWS / 2;
         let (first, second) = (rows.min(half), rows.min(ROWS).saturating_sub(half));
         let mut set = |tile: usize, lines: usize, words: usize| {

@@ -71,7 +71,9 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
             ("packed 8 by 24", &[24, 48]),
         ] {
             for &k in ks {
-                for (m, n) in [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2), (8, 17), (13, 32), (33, 7), (40, 31)] {
+                for (m, n) in
+                    [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2), (8, 17), (13, 32), (33, 7), (40, 31)]
+                {
                     random(&mut noise.clone(), form, n, k, |stored| {
                         let x = Noise::new(k as u64).vec(m * k);
                         let mut w = vec![0.0; n * k];
@@ -112,7 +114,11 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
     println!("float rows: covered {}", covered.join(", "));
     assert!(covered.contains(&kernel().name()));
     #[cfg(target_arch = "x86_64")]
-    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512", super::super::has_avx512()), ("amx bf16", super::super::has_amx())] {
+    for (name, present) in [
+        ("avx2", super::super::has_avx2()),
+        ("avx512", super::super::has_avx512()),
+        ("amx bf16", super::super::has_amx()),
+    ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
 }

@@ -128,7 +128,11 @@ mod tests {
         println!("int8 dot products: covered {}", covered.join(", "));
         assert!(covered.contains(&kernel().name()));
         #[cfg(target_arch = "x86_64")]
-        for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni()), ("amx int8", super::super::has_amx())] {
+        for (name, present) in [
+            ("avx2", super::super::has_avx2()),
+            ("avx512 vnni", super::super::has_vnni()),
+            ("amx int8", super::super::has_amx()),
+        ] {
             assert_eq!(covered.contains(&name), present, "{name}");
         }
     }

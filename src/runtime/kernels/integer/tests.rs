@@ -66,7 +66,9 @@ fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covere
         // Tiles keep AVX-512's order of sums.
         match kernel.name() {
             "amx int8" => tiles = Some(out),
-            "avx512 vnni" => assert!(tiles.take().is_none_or(|tiles| tiles == out), "{:?} m {m} n {n} k {k}", stored.form),
+            "avx512 vnni" => {
+                assert!(tiles.take().is_none_or(|tiles| tiles == out), "{:?} m {m} n {n} k {k}", stored.form)
+            }
             _ => {}
         }
     }
@@ -97,7 +99,11 @@ fn every_version_multiplies_what_every_block_type_stores() {
     println!("runs of codes: covered {}", covered.join(", "));
     assert!(covered.contains(&kernel().name()));
     #[cfg(target_arch = "x86_64")]
-    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni()), ("amx int8", super::super::has_amx())] {
+    for (name, present) in [
+        ("avx2", super::super::has_avx2()),
+        ("avx512 vnni", super::super::has_vnni()),
+        ("amx int8", super::super::has_amx()),
+    ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
 }

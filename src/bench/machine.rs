@@ -116,7 +116,7 @@ fn loops() -> Vec<Loop> {
     let peaks = Arithmetic::ALL.map(|arithmetic| (format!("the roof of {arithmetic}"), arithmetic.kernel()));
     let all = chosen.chain(peaks).map(|(name, kernel)| {
         let untimed =
-            if kernel.starts_with("amx") { "; its results were checked in an emulator, its speed never" } else { "" };
+            if kernel.starts_with("amx") { "; tried in an emulator only, and never timed" } else { "" };
         Loop { name, kernel: kernel.to_owned(), why: format!("{why}{untimed}") }
     });
     let products = Loop {

@@ -115,8 +115,7 @@ fn loops() -> Vec<Loop> {
     let chosen = kernels::chosen().into_iter().map(|(name, kernel)| (name.to_owned(), kernel));
     let peaks = Arithmetic::ALL.map(|arithmetic| (format!("the roof of {arithmetic}"), arithmetic.kernel()));
     let all = chosen.chain(peaks).map(|(name, kernel)| {
-        let untimed =
-            if kernel.starts_with("amx") { "; tried in an emulator only, and never timed" } else { "" };
+        let untimed = if kernel.starts_with("amx") { "; tried in an emulator only, and never timed" } else { "" };
         Loop { name, kernel: kernel.to_owned(), why: format!("{why}{untimed}") }
     });
     let products = Loop {

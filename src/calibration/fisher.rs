@@ -14,6 +14,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
 use super::Result;
+use super::costs::Costs;
 use super::inputs::{Inputs, Wanted};
 use crate::family::{Slot, Transformer};
 use crate::job::Job;
@@ -45,48 +46,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The defaults, with fewer tokens where going back would take more than half of the time that `tokens` tokens take to go
-    /// four times forward and to be gathered, as calibration lets them: so never more than a third of the whole.
+    /// The defaults, with fewer tokens where going back would take more than half of the multiplications that leading `tokens`
+    /// tokens through two models and gathering them takes.
     pub fn affordable(t: &Transformer, tokens: usize) -> Self {
         let default = Self::default();
         let costs = Costs::of(t, default.samples);
-        let most = tokens as f64 * costs.calibration / (2.0 * costs.backward);
+        let most = tokens as f64 * (4.0 * costs.forward + costs.inputs) / (2.0 * costs.backward);
         Self { tokens: default.tokens.min(most as usize), ..default }
-    }
-}
-
-/// Multiplications for each token.
-struct Costs {
-    calibration: f64,
-    backward: f64,
-}
-
-impl Costs {
-    fn of(t: &Transformer, samples: usize) -> Self {
-        let (mut forward, mut inputs, mut outputs) = (0.0, 0.0, 0.0);
-        let (hidden, queries, keys) =
-            (t.hidden as f64, (t.heads * t.head_dim) as f64, (t.kv_heads * t.head_dim) as f64);
-        let (width, per_token) =
-            t.experts.map_or((t.intermediate, 1), |experts| (experts.intermediate, experts.per_token));
-        let (width, per_token, ups) = (width as f64, per_token as f64, 1.0 + f64::from(u8::from(t.gated)));
-        for (rows, cols, count, shared) in [
-            (queries + 2.0 * keys, hidden, 1.0, 1.0),
-            (hidden, queries, 1.0, 1.0),
-            (ups * width, hidden, per_token, 1.0),
-            (hidden, width, per_token, 1.0),
-        ] {
-            forward += rows * cols * count;
-            inputs += cols * cols / 2.0 * count * shared;
-        }
-        outputs += (queries * queries + 2.0 * keys * keys + hidden * hidden) / 2.0;
-        outputs += (ups * width * width + hidden * hidden) / 2.0 * per_token;
-        let layers = t.layers as f64;
-        let head = if t.causal { (t.vocab * t.hidden) as f64 } else { 0.0 };
-        let (forward, samples) = (layers * forward + head, samples as f64);
-        Self {
-            calibration: 4.0 * forward + layers * inputs,
-            backward: (2.0 + samples) * forward + samples * layers * outputs,
-        }
     }
 }
 

@@ -4,10 +4,12 @@
 //! - [`text`]: from a text to windows of tokens, within a budget.
 //! - [`inputs`]: sums over the inputs of matrices, gathered by watching the walk.
 //! - [`fisher`]: which changes of their results matter, by one way back through the model.
+//! - [`costs`]: how much arithmetic all of it takes.
 //! - [`pairs`]: sums over the inputs that two models give to the same matrix.
 //! - [`file`]: these sums in a file, to be used again.
 //! - [`structure`]: how much layers, heads and neurons matter.
 
+pub mod costs;
 mod error;
 pub mod file;
 pub mod fisher;
@@ -17,6 +19,7 @@ pub mod pairs;
 pub mod structure;
 pub mod text;
 
+pub use costs::Costs;
 pub use error::{Error, Result};
 pub use file::{Record, Recorded, Writer};
 pub use fisher::Fisher;

@@ -6,10 +6,14 @@ use crate::threads::Pool;
 
 /// Rows whose products are added together: within these in f32, over all in f64. A fixed number, so that sums depend neither
 /// on the threads nor on how many rows the memory budget lets come at a time.
-pub const RUN: usize = 512;
+pub const RUN: usize = 1024;
 
-/// Rows of the sums that are a piece of work.
-const HEIGHT: usize = 64;
+/// Rows of the sums that are a piece of work, if they are long and if not: fewer, and preparing what they are multiplied by would
+/// take a good part of the time.
+const HEIGHT: [usize; 2] = [128, 64];
+
+/// Columns of long rows.
+const LONG: usize = 1024;
 
 /// Columns of the sums that are computed together.
 const WIDTH: usize = 256;
@@ -37,8 +41,9 @@ pub fn add_products(sums: &mut [f64], left: RowsOf<'_>, right: RowsOf<'_>, part:
         return;
     }
     assert!(sums.len() == left_width * width && right.len() == rows * width, "lengths fit");
-    pool.for_each_chunk(sums, HEIGHT * width, |band, sums| {
-        let (first, height) = (band * HEIGHT, sums.len() / width);
+    let most = if width >= LONG { HEIGHT[0] } else { HEIGHT[1] };
+    pool.for_each_chunk(sums, most * width, |band, sums| {
+        let (first, height) = (band * most, sums.len() / width);
         let columns_of_left = View::new(&left[first..], rows, height, left_width).transposed();
         let end = if part == Part::Lower { width.min(first + height) } else { width };
         let mut product = vec![0f32; height * WIDTH.min(end)];

@@ -1,14 +1,14 @@
 //! Sums over the inputs of matrices in two models that go through a text together: the model as it was, and the model with some
 //! weights replaced. With x a replaced model's input of a matrix, x₀ the original's input of the same matrix at the same token,
-//! and h, h₀ the hidden states that go into the half of a block which the matrix is in, what is gathered is Σ x xᵀ,
-//! Σ (x₀ − x) xᵀ and Σ (h₀ − h) xᵀ.
+//! and h, h₀ the hidden states that go into the half of a block which the matrix is in, what is gathered is Σ x xᵀ and
+//! Σ (x₀ − x) xᵀ or, of a matrix W whose result is added to the stream, Σ (W (x₀ − x) + h₀ − h) xᵀ.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::inputs::{Inputs, Wanted};
 use super::outer::{Part, RUN, add_products};
-use crate::runtime::{Activations, Observer, Place};
+use crate::runtime::{Activations, Linear, Observer, Place, Scratch};
 use crate::threads::Pool;
 
 /// Σ a bᵀ over pairs of rows.
@@ -62,7 +62,7 @@ pub enum Asked {
     Inputs,
     /// Also Σ (x₀ − x) xᵀ.
     Drift,
-    /// Also Σ (h₀ − h) xᵀ.
+    /// Also Σ (W (x₀ − x) + h₀ − h) xᵀ, W being the one matrix that has the input.
     Residual,
 }
 
@@ -73,26 +73,24 @@ pub struct Sums {
     pub inputs: Inputs,
     /// Σ (x₀ − x) xᵀ.
     pub drift: Option<Products>,
-    /// Σ (h₀ − h) xᵀ.
-    pub residual: Option<Products>,
+    /// Σ (W (x₀ − x) + h₀ − h) xᵀ.
+    pub lacking: Option<Products>,
 }
 
 impl Sums {
     fn new(cols: usize, hidden: usize, asked: Asked) -> Self {
         Self {
             inputs: Inputs::new(cols, Wanted::Products),
-            drift: (asked != Asked::Inputs).then(|| Products::new(cols, cols)),
-            residual: (asked == Asked::Residual).then(|| Products::new(hidden, cols)),
+            drift: (asked == Asked::Drift).then(|| Products::new(cols, cols)),
+            lacking: (asked == Asked::Residual).then(|| Products::new(hidden, cols)),
         }
     }
 
-    fn add(&mut self, x: &[f32], drift: &[f32], residual: &[f32], pool: &Pool) {
+    /// `errors` are those of the inputs or of the results, whichever were asked for.
+    fn add(&mut self, x: &[f32], errors: &[f32], pool: &Pool) {
         self.inputs.add(x, pool);
-        if let Some(sums) = &mut self.drift {
-            sums.add(drift, x, pool);
-        }
-        if let Some(sums) = &mut self.residual {
-            sums.add(residual, x, pool);
+        if let Some(sums) = self.drift.as_mut().or(self.lacking.as_mut()) {
+            sums.add(errors, x, pool);
         }
     }
 
@@ -102,7 +100,7 @@ impl Sums {
         let numbers = match asked {
             Asked::Inputs => cols * cols,
             Asked::Drift => 2 * cols * cols,
-            Asked::Residual => 2 * cols * cols + cols * hidden,
+            Asked::Residual => cols * cols + cols * hidden,
         };
         8 * numbers
     }
@@ -121,6 +119,9 @@ pub struct Pair {
 pub struct PairGatherer {
     pool: Arc<Pool>,
     wanted: BTreeMap<Place, Asked>,
+    /// The original's matrices whose results are added to the stream.
+    matrices: BTreeMap<Place, Arc<dyn Linear>>,
+    scratch: Scratch,
     /// Tokens that are learned from; those after them are held back.
     learned: usize,
     hidden: usize,
@@ -136,11 +137,20 @@ pub struct PairGatherer {
 }
 
 impl PairGatherer {
-    /// Watches these inputs, by the place that they share. Of all tokens the first `learned` are learned from.
-    pub fn new(wanted: BTreeMap<Place, Asked>, learned: usize, hidden: usize, pool: Arc<Pool>) -> Self {
+    /// Watches these inputs, by the place that they share. Of all tokens the first `learned` are learned from. `matrices` are
+    /// the original's at places of which [`Asked::Residual`] is asked for.
+    pub fn new(
+        wanted: BTreeMap<Place, Asked>,
+        matrices: BTreeMap<Place, Arc<dyn Linear>>,
+        learned: usize,
+        hidden: usize,
+        pool: Arc<Pool>,
+    ) -> Self {
         Self {
             pool,
             wanted,
+            matrices,
+            scratch: Scratch::default(),
             learned,
             hidden,
             found: BTreeMap::new(),
@@ -182,20 +192,28 @@ impl Observer for PairGatherer {
         let new = || Sums::new(cols, self.hidden, asked);
         let pair = self.found.entry(place).or_insert_with(|| Pair { learned: new(), held: new() });
         if asked == Asked::Inputs {
-            return pair.learned.add(x.f32(), &[], &[], &self.pool);
+            return pair.learned.add(x.f32(), &[], &self.pool);
         }
         let told = self.told.entry(place).or_default();
         let at = *told..*told + rows;
         *told = at.end;
         let first = self.first.get(&place).map_or(&[][..], |first| &first[at.start * cols..at.end * cols]);
         let drift: Vec<f32> = first.iter().zip(x.f32()).map(|(first, second)| first - second).collect();
-        let stream = &self.stream[at.start * self.hidden..at.end * self.hidden];
+        let (errors, width) = match self.matrices.get(&place).filter(|_| asked == Asked::Residual) {
+            None => (drift, cols),
+            Some(matrix) => {
+                let mut lacking = vec![0.0; rows * self.hidden];
+                matrix.forward(&Activations::new(&drift, cols), &mut lacking, &mut self.scratch, &self.pool);
+                let stream = &self.stream[at.start * self.hidden..at.end * self.hidden];
+                lacking.iter_mut().zip(stream).for_each(|(lacking, stream)| *lacking += stream);
+                (lacking, self.hidden)
+            }
+        };
         let begin = self.end - self.stream.len() / self.hidden + at.start;
         let learned = self.learned.saturating_sub(begin).min(rows);
-        let [x, drift, stream] = [(x.f32(), cols), (&drift, cols), (stream, self.hidden)]
-            .map(|(numbers, width)| numbers.split_at(learned * width));
-        pair.learned.add(x.0, drift.0, stream.0, &self.pool);
-        pair.held.add(x.1, drift.1, stream.1, &self.pool);
+        let [x, errors] = [(x.f32(), cols), (&errors, width)].map(|(numbers, width)| numbers.split_at(learned * width));
+        pair.learned.add(x.0, errors.0, &self.pool);
+        pair.held.add(x.1, errors.1, &self.pool);
     }
 }
 
@@ -203,6 +221,8 @@ impl Observer for PairGatherer {
 mod tests {
     use super::*;
     use crate::family::Slot;
+    use crate::runtime::linear::from_rows;
+    use crate::runtime::testing::Matrix;
 
     #[test]
     fn sums_are_those_of_plain_loops_however_rows_arrive() {
@@ -212,27 +232,32 @@ mod tests {
         };
         let (x0, x) = (noise(1, tokens * cols), noise(2, tokens * cols));
         let (h0, h) = (noise(3, tokens * hidden), noise(4, tokens * hidden));
-        let place = Place::new(Slot::FfnDown, 0);
+        let places = [(Place::new(Slot::FfnDown, 0), Asked::Residual), (Place::new(Slot::FfnUp, 0), Asked::Drift)];
+        let w = noise(5, hidden * cols);
         let gathered = |threads: usize, group: usize| {
             let pool = Arc::new(Pool::new(threads));
-            let mut gatherer = PairGatherer::new(BTreeMap::from([(place, Asked::Residual)]), 450, hidden, pool.clone());
+            let matrices = BTreeMap::from([(places[0].0, from_rows(Arc::new(Matrix::plain(&w, cols))))]);
+            let mut gatherer = PairGatherer::new(BTreeMap::from(places), matrices, 450, hidden, pool.clone());
             for first in (0..tokens).step_by(group) {
                 let rows = first..(first + group).min(tokens);
                 for (model, (x, h)) in [(&x0, &h0), (&x, &h)].into_iter().enumerate() {
                     gatherer.half_begins(model, &h[rows.start * hidden..rows.end * hidden]);
                     for at in rows.clone().step_by(7) {
                         let end = (at + 7).min(rows.end);
-                        gatherer.input(model, place, &Activations::new(&x[at * cols..end * cols], cols));
+                        for (place, _) in places {
+                            gatherer.input(model, place, &Activations::new(&x[at * cols..end * cols], cols));
+                        }
                     }
                 }
             }
-            let pair = gatherer.finish().remove(&place).unwrap();
-            let means = |sums: Sums| {
-                let rows = sums.inputs.rows;
-                let drift = sums.drift.unwrap().mean(rows, &pool);
-                (rows, sums.inputs.hessian(&pool).unwrap(), drift, sums.residual.unwrap().mean(rows, &pool))
+            let mut found = gatherer.finish();
+            let [lacking, drift] = places.map(|(place, _)| found.remove(&place).unwrap());
+            let means = |lacking: Sums, drift: Sums| {
+                let rows = drift.inputs.rows;
+                let lacking = lacking.lacking.unwrap().mean(rows, &pool);
+                (rows, drift.inputs.hessian(&pool).unwrap(), drift.drift.unwrap().mean(rows, &pool), lacking)
             };
-            (means(pair.learned), means(pair.held))
+            (means(lacking.learned, drift.learned), means(lacking.held, drift.held))
         };
         let (learned, held) = gathered(1, 100);
         assert_eq!((&learned, &held), (&gathered(2, 64).0, &gathered(2, 600).1));
@@ -243,11 +268,13 @@ mod tests {
         };
         for (i, j) in [(0, 0), (2, 4), (1, 3)] {
             let drift = |t: usize| x0[t * cols + i] - x[t * cols + i];
-            let stream = |t: usize| h0[t * hidden + i] - h[t * hidden + i];
+            let change = |t: usize, k: usize| w[i * cols + k] * (x0[t * cols + k] - x[t * cols + k]);
+            let lacking =
+                |t: usize| h0[t * hidden + i] - h[t * hidden + i] + (0..cols).map(|k| change(t, k)).sum::<f32>();
             let own = |t: usize| x[t * cols + i];
             assert!((learned.1[i * cols + j] - expected(0..450, &own, j)).abs() < 1e-5);
             assert!((learned.2[i * cols + j] - expected(0..450, &drift, j)).abs() < 1e-5);
-            assert!((learned.3[i * cols + j] - expected(0..450, &stream, j)).abs() < 1e-5);
+            assert!((learned.3[i * cols + j] - expected(0..450, &lacking, j)).abs() < 1e-5);
             assert!((held.2[i * cols + j] - expected(450..600, &drift, j)).abs() < 1e-5);
         }
     }

@@ -14,6 +14,7 @@ pub struct Activations<'a> {
     cols: usize,
     int8: OnceLock<Int8Activations>,
     int8_runs: [OnceLock<Int8Runs>; 2],
+    int16_runs: OnceLock<Int16Runs>,
     by_nibble: OnceLock<Vec<f32>>,
     bf16: OnceLock<Bf16Parts>,
 }
@@ -32,11 +33,11 @@ pub struct Int8Activations {
     pub sums: Vec<i32>,
 }
 
-/// Activations in int8 with a scale for each 32 features: value ≈ code · scale. The number of features is a multiple of 32.
+/// Activations as integers with a scale for each 32 features: value ≈ code · scale. The number of features is a multiple of 32.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Int8Runs {
+pub struct Runs<T> {
     /// `[rows, cols]`, and [`PADDING`] zeros.
-    pub codes: Vec<i8>,
+    pub codes: Vec<T>,
     /// `[rows, cols / 32]`
     pub scales: Vec<f32>,
     /// `[rows, cols / 32]`: the sum of each 32 codes, times their scale.
@@ -45,7 +46,13 @@ pub struct Int8Runs {
     pub quads: Vec<i32>,
 }
 
-impl Int8Runs {
+/// Activations in int8.
+pub type Int8Runs = Runs<i8>;
+
+/// Activations in int16, 256 times as fine: what is rounded is at most 2⁻¹⁶ of the largest of 32.
+pub type Int16Runs = Runs<i16>;
+
+impl<T> Runs<T> {
     /// Whether the lengths fit one another.
     pub fn fits(&self) -> bool {
         let runs = self.scales.len();
@@ -101,6 +108,7 @@ impl<'a> Activations<'a> {
             cols,
             int8: OnceLock::new(),
             int8_runs: Default::default(),
+            int16_runs: OnceLock::new(),
             by_nibble: OnceLock::new(),
             bf16: OnceLock::new(),
         }
@@ -185,36 +193,66 @@ impl<'a> Activations<'a> {
     /// The int8 form with a scale for each 32 features: each 32's own, scale = max |x| / 127 and code = x / scale rounded, as
     /// ggml rounds activations to Q8_0 (with a scale in f32 and not in f16), or the token's, as [`Activations::int8`].
     pub fn int8_runs(&self, share: Share, pool: &Pool) -> &Int8Runs {
-        self.int8_runs[share as usize].get_or_init(|| {
-            let runs = self.data.len() / 32;
-            let (mut scales, mut sums) = (vec![0.0; runs], vec![0.0; runs]);
-            let mut codes = vec![0; self.data.len() + PADDING];
-            let mut quads = vec![0; self.data.len() / 4 + PADDING];
-            let token = (share == Share::Token).then(|| self.int8(pool));
-            let width = self.cols.max(32) / 32;
-            let lines = self.data.chunks_exact(32 * width).zip(codes.chunks_exact_mut(32 * width));
-            let more = quads.chunks_exact_mut(8 * width).zip(scales.chunks_exact_mut(width));
-            let mut lines: Vec<_> = lines.zip(more).zip(sums.chunks_exact_mut(width)).collect();
-            pool.for_each_chunk(&mut lines, LINES, |piece, lines| {
-                for (i, (((x, codes), (quads, scales)), sums)) in lines.iter_mut().enumerate() {
-                    let row = piece * LINES + i;
-                    if let Some(int8) = token {
-                        codes.copy_from_slice(&int8.codes[row * x.len()..][..x.len()]);
-                        scales.fill(int8.scales[row]);
-                    }
-                    vectorise(
-                        #[inline(always)]
-                        || {
-                            if token.is_none() {
-                                round_runs(x, codes, scales);
-                            }
-                            add_up(codes, scales, quads, sums);
-                        },
-                    );
-                }
-            });
-            Int8Runs { codes, scales, sums, quads }
+        self.int8_runs[share as usize].get_or_init(|| match share {
+            Share::Run => self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, 127.0)),
+            Share::Token => {
+                let int8 = self.int8(pool);
+                self.runs(pool, |row, _, codes, scales| {
+                    codes.copy_from_slice(&int8.codes[row * codes.len()..][..codes.len()]);
+                    scales.fill(int8.scales[row]);
+                })
+            }
         })
+    }
+
+    /// The int16 form: of each 32 features scale = max |x| / 32767 and code = x / scale rounded.
+    pub fn int16_runs(&self, pool: &Pool) -> &Int16Runs {
+        self.int16_runs
+            .get_or_init(|| self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, f32::from(i16::MAX))))
+    }
+
+    /// A form with a scale for each 32 features, of which `round` makes the codes and scales of a row.
+    fn runs<T: Code>(&self, pool: &Pool, round: impl Fn(usize, &[f32], &mut [T], &mut [f32]) + Send + Sync) -> Runs<T> {
+        let runs = self.data.len() / 32;
+        let (mut scales, mut sums) = (vec![0.0; runs], vec![0.0; runs]);
+        let mut codes = vec![T::default(); self.data.len() + PADDING];
+        let mut quads = vec![0; self.data.len() / 4 + PADDING];
+        let width = self.cols.max(32) / 32;
+        let lines = self.data.chunks_exact(32 * width).zip(codes.chunks_exact_mut(32 * width));
+        let more = quads.chunks_exact_mut(8 * width).zip(scales.chunks_exact_mut(width));
+        let mut lines: Vec<_> = lines.zip(more).zip(sums.chunks_exact_mut(width)).collect();
+        pool.for_each_chunk(&mut lines, LINES, |piece, lines| {
+            for (i, (((x, codes), (quads, scales)), sums)) in lines.iter_mut().enumerate() {
+                vectorise(
+                    #[inline(always)]
+                    || {
+                        round(piece * LINES + i, x, codes, scales);
+                        add_up(codes, scales, quads, sums);
+                    },
+                );
+            }
+        });
+        Runs { codes, scales, sums, quads }
+    }
+}
+
+/// What activations are rounded to.
+pub trait Code: Copy + Default + Send + Sync + Into<i32> {
+    /// A whole number that fits.
+    fn of(x: f32) -> Self;
+}
+
+impl Code for i8 {
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        x as i32 as i8
+    }
+}
+
+impl Code for i16 {
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        x as i32 as i16
     }
 }
 
@@ -255,24 +293,24 @@ fn round_token(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     (scale, codes.iter().map(|&code| i32::from(code)).sum())
 }
 
-/// Rounds runs of 32 features.
+/// Rounds runs of 32 features to codes of up to `largest`.
 #[inline(always)]
-fn round_runs(x: &[f32], codes: &mut [i8], scales: &mut [f32]) {
+fn round_runs<T: Code>(x: &[f32], codes: &mut [T], scales: &mut [f32], largest: f32) {
     for ((x, codes), scale) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).zip(scales) {
         let most = most(x);
-        *scale = most / 127.0;
-        let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
+        *scale = most / largest;
+        let inverse = if most == 0.0 { 0.0 } else { largest / most };
         for (code, x) in codes.iter_mut().zip(x) {
-            *code = round_half_even(x * inverse) as i32 as i8;
+            *code = T::of(round_half_even(x * inverse));
         }
     }
 }
 
 /// The sums of fours, negated, and of runs, scaled.
 #[inline(always)]
-fn add_up(codes: &[i8], scales: &[f32], quads: &mut [i32], sums: &mut [f32]) {
+fn add_up<T: Code>(codes: &[T], scales: &[f32], quads: &mut [i32], sums: &mut [f32]) {
     for (quad, codes) in quads.iter_mut().zip(codes.as_chunks::<4>().0) {
-        *quad = -codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+        *quad = -codes.iter().map(|code| (*code).into()).sum::<i32>();
     }
     for ((sum, quads), scale) in sums.iter_mut().zip(quads.as_chunks::<8>().0).zip(scales) {
         *sum = -(quads.iter().sum::<i32>() as f32) * scale;
@@ -352,6 +390,17 @@ mod tests {
     }
 
     #[test]
+    fn int16_is_256_times_as_fine() {
+        let data: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin() * if i < 32 { 1.0 } else { 100.0 }).collect();
+        let runs = Activations::new(&data, 64).int16_runs(&Pool::new(1)).clone();
+        for (at, x) in data.iter().enumerate() {
+            let largest = data[at / 32 * 32..][..32].iter().fold(0f32, |most, x| most.max(x.abs()));
+            let found = f32::from(runs.codes[at]) * runs.scales[at / 32];
+            assert!((found - x).abs() <= largest / 65_000.0, "{at}: {found}, not {x}");
+        }
+    }
+
+    #[test]
     fn nan_is_not_lost() {
         let mut data = [1.0; 64];
         data[40] = f32::NAN;
@@ -361,6 +410,7 @@ mod tests {
             x.int8_runs(Share::Run, &Pool::new(1)).scales[1].is_nan()
                 && x.int8_runs(Share::Run, &Pool::new(1)).scales[0] == 1.0 / 127.0
         );
+        assert!(x.int16_runs(&Pool::new(1)).scales[1].is_nan());
     }
 
     #[test]

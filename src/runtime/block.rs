@@ -163,6 +163,18 @@ impl Block {
         Ok(())
     }
 
+    /// What is left of a half whose last matrix is given `x`: of the rows of the hidden states. Mixtures have no such matrix.
+    pub fn last(&self, hidden: &mut [f32], x: &[f32], half: Half, context: &mut Context<'_>) {
+        let (matrix, norms) = match (half, &self.feed_forward) {
+            (Half::Attention, _) => (&self.attention.out, &self.attention_norms),
+            (Half::FeedForward, FeedForward::Dense(dense)) => (&dense.down, &self.feed_forward_norms),
+            (Half::FeedForward, FeedForward::Mixture(_)) => return,
+        };
+        let mut change = vec![0.0; hidden.len()];
+        matrix.forward(&Activations::new(x, matrix.in_features()), &mut change, context);
+        self.add(hidden, change, norms, context);
+    }
+
     /// What each head of each row gathers: `[rows, heads · head_dim]`.
     fn attend(
         &self,

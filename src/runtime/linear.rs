@@ -72,6 +72,8 @@ enum Way {
     Int8,
     /// int8 activations, with scales by token or by run, and rows with a scale for each run.
     Runs(Share),
+    /// int16 activations, with scales by run, in the place of f32 ones, and rows of integers.
+    Wide,
 }
 
 impl Way {
@@ -84,6 +86,7 @@ impl Way {
             (Form::Int8(_), Inputs::Int8) if stored.order.is_none() && cols <= MOST_COLUMNS => Way::Int8,
             (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
             (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
+            (form, _) if Shape::of_integers(&form, cols).is_some() && integer::wide_kernel().is_some() => Way::Wide,
             _ => Way::Float { tiles: float::kernel().uses_tiles(stored, cols) },
         }
     }
@@ -95,6 +98,7 @@ impl Way {
             }
             Way::Float { tiles: true } => (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
+            Way::Wide => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
         };
         Method { one, many, arithmetic }
@@ -124,7 +128,8 @@ impl Linear for Matrix {
         match (self.way, self.rows.stored()) {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
-            (Way::Float { tiles }, Some(stored)) => float(&stored, n, x, tiles, out, pool),
+            (Way::Wide, Some(stored)) => wide(&stored, n, x, out, scratch.is_for_steps(), pool),
+            (Way::Float { tiles }, Some(stored)) => float(&stored, n, x, (tiles, scratch.is_for_steps()), out, pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
@@ -136,14 +141,21 @@ fn few_cols(n: usize, pool: &Pool) -> usize {
     n.div_ceil(4 * pool.threads()).next_multiple_of(32)
 }
 
-fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, tiles: bool, out: &mut [f32], pool: &Pool) {
+fn float(
+    stored: &Stored<'_>,
+    n: usize,
+    x: &Activations<'_>,
+    (tiles, steps): (bool, bool),
+    out: &mut [f32],
+    pool: &Pool,
+) {
     let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
     if tiles && x.rows() >= float::FEW {
         // Made here on all threads, and not by the first one that needs it while the others wait.
         x.bf16(Some(pool));
     }
     tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
-        float::kernel().multiply(stored, tile.first_col(), x, &mut tile);
+        float::kernel().multiply(stored, tile.first_col(), x, steps, &mut tile);
     });
 }
 
@@ -152,6 +164,14 @@ fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &
     let x = x.int8_runs(share, pool);
     let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
     tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+}
+
+fn wide(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], steps: bool, pool: &Pool) {
+    let Some(kernel) = integer::wide_kernel() else { return };
+    let (k, rows) = (x.cols(), x.rows());
+    let x = x.int16_runs(pool);
+    let cols = if steps && rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
+    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, steps, &mut tile));
 }
 
 fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
@@ -208,7 +228,7 @@ fn unpacked(
             };
             let form = Form::Plain(Dtype::F32);
             let stored = Stored { form, bytes, row_bytes: 4 * k, order: None, inputs: Inputs::Float };
-            float::kernel().multiply(&stored, 0, x, &mut tile);
+            float::kernel().multiply(&stored, 0, x, false, &mut tile);
         });
     });
 }
@@ -242,6 +262,12 @@ mod tests {
                     let scale = |at: usize| int8.scales[at / k];
                     dequantized =
                         int8.codes[..m * k].iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
+                    &dequantized
+                } else if linear.method().arithmetic == Arithmetic::Int8 {
+                    let runs = activations.int16_runs(&Pool::new(1));
+                    let scale = |at: usize| runs.scales[at / 32];
+                    dequantized =
+                        runs.codes[..m * k].iter().enumerate().map(|(at, q)| f32::from(*q) * scale(at)).collect();
                     &dequantized
                 } else {
                     &x

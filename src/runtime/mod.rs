@@ -13,6 +13,7 @@ pub mod embed;
 mod error;
 mod feed_forward;
 mod hidden;
+mod kept;
 #[allow(unsafe_code)]
 pub mod kernels;
 pub mod linear;
@@ -27,7 +28,7 @@ pub mod walk;
 pub mod weights;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use activations::{Activations, Int8Activations};
 pub use backward::{Backward, GradientObserver};

@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
             limit: positions,
             caches: (0..t.layers).map(|_| (0..sequences).map(|_| cache()).collect()).collect(),
             turning: turning(&t.position).map(|original| (original, vec![Vec::new(); sequences])),
-            scratch: Scratch::default(),
+            scratch: Scratch::for_steps(),
         })
     }
 

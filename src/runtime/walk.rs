@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::block::{Block, Goal, Group, Half};
 use super::hidden::Hidden;
+use super::kept::{Keeper, Kept};
 use super::model::{Context, Model};
 use super::observer::{Observer, Unobserved};
 use super::ops::norm::Normalisation;
@@ -26,6 +27,8 @@ pub struct Walk<'a> {
     starts: Vec<usize>,
     /// Of each model: `[tokens, hidden]`.
     hidden: Vec<Hidden>,
+    /// What text that went to the last matrix of half of a block was there.
+    kept: Option<Kept>,
     scratch: Scratch,
 }
 
@@ -55,7 +58,7 @@ impl<'a> Walk<'a> {
             Ok(hidden)
         };
         let hidden = models.iter().map(embed).collect::<Result<_, Error>>()?;
-        Ok(Self { models, job, starts, hidden, scratch: Scratch::default() })
+        Ok(Self { models, job, starts, hidden, kept: None, scratch: Scratch::default() })
     }
 
     /// Blocks of the deepest model.
@@ -126,7 +129,8 @@ impl<'a> Walk<'a> {
 
     /// Leads windows into half of block `layer`, as far as each model's goal says: of each group of windows, first those of the
     /// first model, then those of the second, so that an observer sees both models' inputs of the same tokens together. A
-    /// model without a goal waits. Advances progress by the tokens, for each model that moves.
+    /// model without a goal waits. One that went to its last matrix goes on from there when it next goes through. Advances
+    /// progress by the tokens, for each model that moves.
     ///
     /// # Errors
     /// As [`Walk::block`].
@@ -149,6 +153,9 @@ impl<'a> Walk<'a> {
             moving.map(open).collect::<Result<_, Error>>()?;
         let chunk = moving.iter().map(|(_, model, ..)| tokens_at_a_time(model, self.job.memory)).min().unwrap_or(1);
         let firsts = vec![0; self.starts.len()];
+        let last = moving.iter().find(|(_, _, goal, ..)| *goal == Goal::Last).map(|(number, ..)| *number);
+        let before = self.kept.take();
+        let mut keeper = Keeper::new(observer, last, (layer, half), self.tokens(), self.job.memory / 8);
         for windows in groups(&self.starts, chunk) {
             let first = self.starts[windows.start];
             let starts: Vec<usize> = self.starts[windows.start..=windows.end].iter().map(|at| at - first).collect();
@@ -158,9 +165,15 @@ impl<'a> Walk<'a> {
             for (number, model, goal, block, rotation) in &moving {
                 let width = model.shape().hidden;
                 let hidden = &mut self.hidden[*number][rows.start * width..rows.end * width];
-                observer.half_begins(*number, hidden);
-                let mut context =
-                    Context { model: *number, observer, scratch: &mut self.scratch, pool: &self.job.pool };
+                keeper.half_begins(*number, hidden);
+                let (scratch, pool) = (&mut self.scratch, &*self.job.pool);
+                let mut context = Context { model: *number, observer: &mut keeper, scratch, pool };
+                let kept = before.as_ref().filter(|kept| *goal == Goal::Through && kept.is_of(*number, layer, half));
+                if let Some(kept) = kept {
+                    block.last(hidden, kept.rows(rows.clone()), half, &mut context);
+                    self.job.progress.advance(rows.len() as u64);
+                    continue;
+                }
                 match half {
                     Half::Attention => {
                         block.attention(hidden, &group, rotation.as_ref(), None, *goal, &mut context)?;
@@ -170,6 +183,7 @@ impl<'a> Walk<'a> {
                 self.job.progress.advance(rows.len() as u64);
             }
         }
+        self.kept = keeper.finish()?;
         Ok(())
     }
 

@@ -16,6 +16,8 @@ static WIDEN: &[Kernel<Widen>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::widen_avx512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 f16c", isa: Isa::Avx2, supported: super::has_avx2, function: x86::widen_f16c },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::widen },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: widen_all },
 ];
 
@@ -24,6 +26,8 @@ static NARROW: &[Kernel<Narrow>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::narrow_avx512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 f16c", isa: Isa::Avx2, supported: super::has_avx2, function: x86::narrow_f16c },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::narrow },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: narrow_all },
 ];
 
@@ -221,6 +225,43 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::{narrow_all, widen_all};
+
+    #[target_feature(enable = "neon")]
+    pub fn widen(bytes: &[u8], out: &mut [f32]) {
+        let (runs, rest) = out.as_chunks_mut::<8>();
+        let (run_bytes, rest_bytes) = bytes.split_at(16 * runs.len());
+        for (values, pairs) in runs.iter_mut().zip(run_bytes.as_chunks::<16>().0) {
+            // SAFETY: 16 bytes are read and 8 numbers written, which is what the chunks hold; neither needs alignment.
+            unsafe {
+                let halves = vreinterpretq_f16_u8(vld1q_u8(pairs.as_ptr()));
+                vst1q_f32(values.as_mut_ptr(), vcvt_f32_f16(vget_low_f16(halves)));
+                vst1q_f32(values[4..].as_mut_ptr(), vcvt_high_f32_f16(halves));
+            }
+        }
+        widen_all(rest_bytes, rest);
+    }
+
+    #[target_feature(enable = "neon")]
+    pub fn narrow(numbers: &[f32], out: &mut [u8]) {
+        let (runs, rest) = numbers.as_chunks::<8>();
+        let (run_bytes, rest_bytes) = out.split_at_mut(16 * runs.len());
+        for (values, pairs) in runs.iter().zip(run_bytes.as_chunks_mut::<16>().0) {
+            // SAFETY: 8 numbers are read and 16 bytes written, which is what the chunks hold; neither needs alignment.
+            unsafe {
+                let low = vcvt_f16_f32(vld1q_f32(values.as_ptr()));
+                let halves = vcvt_high_f16_f32(low, vld1q_f32(values[4..].as_ptr()));
+                vst1q_u8(pairs.as_mut_ptr(), vreinterpretq_u8_f16(halves));
+            }
+        }
+        narrow_all(rest, rest_bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,6 +283,8 @@ mod tests {
             }
         }
         println!("f16 to f32: covered {}", covered.join(", "));
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(covered.contains(&"neon"), super::super::has_neon());
         bf16_to_f32(&bytes[1..], &mut out);
         for (code, value) in codes.iter().zip(&out) {
             assert_eq!(value.to_bits(), u32::from(*code) << 16);
@@ -272,6 +315,8 @@ mod tests {
             }
         }
         println!("f32 to f16: covered {}", covered.join(", "));
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(covered.contains(&"neon"), super::super::has_neon());
         f32_to_bf16(&numbers, &mut out);
         for (x, pair) in numbers.iter().zip(out.as_chunks::<2>().0) {
             assert!(x.is_nan() || half::bf16::from_le_bytes(*pair) == half::bf16::from_f32(*x), "{x:e}");

@@ -1,4 +1,4 @@
-//! Sixteen numbers side by side, one a lane: in one register of AVX-512, two of AVX2, or whatever the compiler makes of an
+//! Sixteen numbers side by side, one a lane: in one register of AVX-512, two of AVX2, four of NEON, or whatever the compiler makes of an
 //! array. Each operation is the one of IEEE 754 that the scalar one is, on each lane alone, so that every instruction set
 //! gives the same bits.
 
@@ -155,7 +155,7 @@ impl Mask for Bools {
     }
 }
 
-// In the two modules below a value of the lanes' type exists only where a `Simd` of that instruction set made it or its
+// In the modules below a value of the lanes' type exists only where a `Simd` of that instruction set made it or its
 // operands, so that the processor has the instructions of its operations.
 
 #[cfg(target_arch = "x86_64")]
@@ -392,6 +392,121 @@ pub mod avx512 {
         #[inline(always)]
         fn all(self) -> bool {
             self.0 == u16::MAX
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub mod neon {
+    //! Four registers of NEON.
+    use std::arch::aarch64::*;
+    use std::array::from_fn;
+
+    use super::*;
+
+    /// Sixteen f32.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Registers([float32x4_t; 4]);
+
+    /// A condition of each: all bits of a true lane are set.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Bits([uint32x4_t; 4]);
+
+    impl Registers {
+        #[inline(always)]
+        pub(in super::super) fn load(_: super::super::Neon, x: &[f32; W]) -> Self {
+            // SAFETY: `Neon` proves the instruction; there are sixteen numbers to load.
+            Self(from_fn(|i| unsafe { vld1q_f32(x[4 * i..].as_ptr()) }))
+        }
+        #[inline(always)]
+        pub(in super::super) fn splat(_: super::super::Neon, x: f32) -> Self {
+            // SAFETY: `Neon` proves the instruction.
+            Self([unsafe { vdupq_n_f32(x) }; 4])
+        }
+    }
+
+    macro_rules! four {
+        ($of:ident, $make:ident $(, $a:expr)+) => {
+            // SAFETY: the operands exist, so the processor has NEON.
+            $make(from_fn(|i| unsafe { $of($($a.0[i]),+) }))
+        };
+    }
+
+    operators! { Registers, Bits,
+        [Add add |a: Self, b: Self| four!(vaddq_f32, Registers, a, b)]
+        [Sub sub |a: Self, b: Self| four!(vsubq_f32, Registers, a, b)]
+        [Mul mul |a: Self, b: Self| four!(vmulq_f32, Registers, a, b)]
+        [Div div |a: Self, b: Self| four!(vdivq_f32, Registers, a, b)],
+        and |a: Self, b: Self| four!(vandq_u32, Bits, a, b)
+    }
+
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn nearest(x: float32x4_t) -> float32x4_t {
+        let bits = vreinterpretq_s32_f32(vaddq_f32(x, vdupq_n_f32(MAGIC)));
+        let low = vandq_s32(bits, vdupq_n_s32(0x007f_ffff));
+        vcvtq_f32_s32(vsubq_s32(low, vdupq_n_s32(0x0040_0000)))
+    }
+
+    impl Lanes for Registers {
+        type Mask = Bits;
+
+        #[inline(always)]
+        fn store(self) -> [f32; W] {
+            let mut out = [0.0; W];
+            for (out, register) in out.as_chunks_mut::<4>().0.iter_mut().zip(self.0) {
+                // SAFETY: the register exists, so the processor has NEON; there is room for four numbers.
+                unsafe { vst1q_f32(out.as_mut_ptr(), register) };
+            }
+            out
+        }
+        // NEON's own minimum and maximum take another of two that are NaN, or zeros of either sign.
+        #[inline(always)]
+        fn least(self, other: Self) -> Self {
+            self.or(self.lt(other), other)
+        }
+        #[inline(always)]
+        fn greatest(self, other: Self) -> Self {
+            self.or(other.lt(self), other)
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            four!(vabsq_f32, Self, self)
+        }
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            four!(vsqrtq_f32, Self, self)
+        }
+        #[inline(always)]
+        fn nearest(self) -> Self {
+            four!(nearest, Self, self)
+        }
+        #[inline(always)]
+        fn lt(self, other: Self) -> Bits {
+            four!(vcltq_f32, Bits, self, other)
+        }
+        #[inline(always)]
+        fn equals(self, other: Self) -> Bits {
+            four!(vceqq_f32, Bits, self, other)
+        }
+        #[inline(always)]
+        fn or(self, mask: Bits, other: Self) -> Self {
+            four!(vbslq_f32, Self, mask, self, other)
+        }
+    }
+
+    impl Mask for Bits {
+        #[inline(always)]
+        fn any(self) -> bool {
+            let [a, b, c, d] = self.0;
+            // SAFETY: the registers exist, so the processor has NEON.
+            unsafe { vmaxvq_u32(vorrq_u32(vorrq_u32(a, b), vorrq_u32(c, d))) != 0 }
+        }
+        #[inline(always)]
+        fn all(self) -> bool {
+            let [a, b, c, d] = self.0;
+            // SAFETY: the same.
+            unsafe { vminvq_u32(vandq_u32(vandq_u32(a, b), vandq_u32(c, d))) != 0 }
         }
     }
 }

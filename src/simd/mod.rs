@@ -20,6 +20,8 @@ pub(crate) use set::choose;
 pub use set::{Isa, Kernel, UnknownIsa, requested};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use set::{has_amx, has_avx2, has_avx512, has_vnni};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use set::{has_dot_product, has_neon};
 
 /// An instruction set that this processor has.
 pub trait Simd: Copy + Send + Sync {
@@ -53,6 +55,40 @@ impl Simd for Baseline {
         lanes::Array([x; lanes::W])
     }
 
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+}
+
+/// [`Isa::Neon`]
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    /// `None` where the processor lacks it.
+    pub fn new() -> Option<Self> {
+        has_neon().then_some(Self(()))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Simd for Neon {
+    type Lanes = lanes::neon::Registers;
+
+    #[inline(always)]
+    fn load(self, numbers: &[f32; lanes::W]) -> Self::Lanes {
+        lanes::neon::Registers::load(self, numbers)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Lanes {
+        lanes::neon::Registers::splat(self, x)
+    }
+
+    /// Every loop for this target is compiled for NEON.
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
         f()
@@ -148,6 +184,8 @@ pub trait Task {
 pub fn supported() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|&isa| match isa {
         Isa::Scalar => true,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => has_neon(),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => has_avx2(),
         #[cfg(target_arch = "x86_64")]
@@ -173,6 +211,12 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
 
 /// Does a task with a set, or with the next lesser one where the processor lacks it.
 pub fn on<T: Task>(isa: Isa, task: T) -> T::Output {
+    #[cfg(target_arch = "aarch64")]
+    if isa >= Isa::Neon
+        && let Some(simd) = Neon::new()
+    {
+        return task.run(simd);
+    }
     #[cfg(target_arch = "x86_64")]
     {
         if isa >= Isa::Avx512

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-/// An instruction set; a later one is a superset of an earlier one.
+/// An instruction set; of those that one processor has, a later one is a superset of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What every processor has.
     Scalar,
+    /// NEON of 64-bit Arm; its dot product where the processor has it.
+    Neon,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, VL; VNNI where the processor has it.
@@ -18,12 +20,13 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the least first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The name in `COMPRESS_ISA`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
@@ -39,7 +42,7 @@ impl fmt::Display for Isa {
 
 /// `COMPRESS_ISA` has a value that is no instruction set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("environment variable COMPRESS_ISA is `{0}`; expected scalar, avx2, avx512 or amx")]
+#[error("environment variable COMPRESS_ISA is `{0}`; expected scalar, neon, avx2, avx512 or amx")]
 pub struct UnknownIsa(pub String);
 
 /// The instruction set that `COMPRESS_ISA` names, if it is set. Kernels take an unknown name for unset; a program checks
@@ -109,4 +112,15 @@ pub(crate) fn has_vnni() -> bool {
 pub(crate) fn has_amx() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| has_vnni() && is_x86_feature_detected!("avx512bf16") && super::amx::is_usable())
+}
+
+/// Little-endian, as everything that the kernels read: in a big-endian register lanes lie the other way round.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn has_neon() -> bool {
+    cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn has_dot_product() -> bool {
+    has_neon() && std::arch::is_aarch64_feature_detected!("dotprod")
 }

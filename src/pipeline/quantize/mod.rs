@@ -3,6 +3,7 @@
 //! in a file beside the output, as it will be stored, and copied when the plan is carried out.
 
 pub mod awq;
+mod effort;
 mod journal;
 mod matrices;
 mod plain;
@@ -16,10 +17,11 @@ use std::sync::Arc;
 use formats::{Access, Dtype};
 use serde::{Deserialize, Serialize};
 
+use self::effort::Effort;
 use self::matrices::{Matrices, Matrix, Stage, asked, matrices};
 use self::plain::Plain;
 use self::staged::{SoFar, Staged};
-use self::target::Known;
+use self::target::{Judge, Known};
 use super::prune::refuse_non_finite;
 use super::{Error, Result};
 use crate::calibration::fisher::{self, Fisher};
@@ -130,18 +132,34 @@ pub fn quantize(
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
     let so_far = Arc::new(SoFar::new(checkpoint, &coded));
     let first_held = learned_windows(&windows, learned);
-    let fisher = match method {
-        Method::Best => {
-            let options = fisher::Options::affordable(t, learned);
-            Some(fisher::observe(checkpoint, &windows[..first_held], options, job)?)
-        }
-        _ => None,
+    let effort = Effort::of(t, tokens);
+    let fisher = match effort.fisher.filter(|_| method == Method::Best) {
+        Some(options) => Some(fisher::observe(checkpoint, &windows[..first_held], options, job)?),
+        None => None,
     };
-    let chooser =
-        Chooser { checkpoint, plan, matrices: &matrices, options, fisher, staged: &staged, so_far, t, learned, job };
+    let how = match method {
+        Method::Gptq => least_squares::Method::Gptq,
+        _ => least_squares::Method::Best(effort.codes),
+    };
+    let (original, matrices) = (runtime::load(checkpoint)?, &matrices);
+    let chooser = Chooser {
+        checkpoint,
+        plan,
+        matrices,
+        options,
+        how,
+        fisher,
+        staged: &staged,
+        original,
+        so_far,
+        t,
+        learned,
+        job,
+    };
     let chosen = chooser.walk(&windows)?;
-    let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, &matrices, &job.pool)));
-    let checkpoint = staged.checkpoint(checkpoint, &matrices, Access::Mapped)?;
+    plan.notes.extend(effort.note().filter(|_| method == Method::Best));
+    let plain = Model::new(t.clone(), Arc::new(Plain::new(checkpoint, plan, matrices, &job.pool)));
+    let checkpoint = staged.checkpoint(checkpoint, matrices, Access::Mapped)?;
     let first = checkpoint.weights().len() - matrices.coded.len();
     for (i, step) in plan.steps.iter_mut().enumerate() {
         if let Some(at) = matrices.steps.iter().position(|step| *step == i) {
@@ -231,9 +249,12 @@ struct Chooser<'a> {
     plan: &'a Plan,
     matrices: &'a Matrices,
     options: &'a Options<'a>,
+    /// How codes are looked for.
+    how: least_squares::Method,
     /// Which errors of outputs matter.
     fisher: Option<Fisher>,
     staged: &'a Staged,
+    original: Model,
     so_far: Arc<SoFar>,
     t: &'a Transformer,
     /// Tokens that are learned from.
@@ -250,9 +271,8 @@ impl Chooser<'_> {
             self.choose(embedding, known.as_ref(), &mut found)?;
             self.staged.settle(&[embedding], &found)?;
         }
-        let original = runtime::load(self.checkpoint)?;
         let coded = Model::new(self.t.clone(), self.so_far.clone());
-        let models = [&original, &coded];
+        let models = [&self.original, &coded];
         let mut walk = Walk::begin(&models, windows, self.job)?;
         // Each half of a block is entered twice by both models, and once more by the second.
         self.job.progress.begin(STAGE, (10 * self.t.layers * walk.tokens()) as u64);
@@ -272,8 +292,7 @@ impl Chooser<'_> {
             return Ok(None);
         };
         if self.t.tied && self.t.causal {
-            let model = runtime::load(self.checkpoint)?;
-            let (models, learned) = ([&model], &windows[..learned_windows(windows, self.learned)]);
+            let (models, learned) = ([&self.original], &windows[..learned_windows(windows, self.learned)]);
             let mut walk = Walk::begin(&models, learned, self.job)?;
             self.job.progress.begin(STAGE, (self.t.layers * walk.tokens()) as u64);
             let walked = (0..self.t.layers).try_for_each(|layer| walk.block(layer, &mut Unobserved));
@@ -311,7 +330,7 @@ impl Chooser<'_> {
                     // The original need not wait for codes: in its last pass it goes through.
                     original_is_through = stage.goal() == Goal::Last && i + 1 == passes.len();
                     let first = if original_is_through { Goal::Through } else { stage.goal() };
-                    let mut gatherer = self.gatherer(wanted.clone());
+                    let mut gatherer = self.gatherer(wanted.clone())?;
                     walk.half(layer, half, &[Some(first), Some(stage.goal())], &mut gatherer)?;
                     self.choose_all(matrices, gatherer.finish(), found)?;
                 }
@@ -329,7 +348,7 @@ impl Chooser<'_> {
             return Ok(());
         }
         let place = head.place;
-        let mut gatherer = self.gatherer(BTreeMap::from([(place, self.asked(place))]));
+        let mut gatherer = self.gatherer(BTreeMap::from([(place, self.asked(place))]))?;
         walk.outputs(|_, hidden| {
             for (model, hidden) in hidden.iter().enumerate() {
                 gatherer.half_begins(model, hidden);
@@ -352,8 +371,14 @@ impl Chooser<'_> {
         }
     }
 
-    fn gatherer(&self, wanted: BTreeMap<Place, Asked>) -> PairGatherer {
-        PairGatherer::new(wanted, self.learned, self.t.hidden, self.job.pool.clone())
+    fn gatherer(&self, wanted: BTreeMap<Place, Asked>) -> Result<PairGatherer> {
+        let residual = wanted.iter().filter(|(_, asked)| **asked == Asked::Residual);
+        let matrix = |(&place, _)| {
+            let cols = self.matrices.all().find(|matrix| matrix.place == place).map_or(0, |matrix| matrix.cols);
+            Ok((place, self.original.linear(place, self.t.hidden, cols)?))
+        };
+        let matrices = residual.map(matrix).collect::<Result<_>>()?;
+        Ok(PairGatherer::new(wanted, matrices, self.learned, self.t.hidden, self.job.pool.clone()))
     }
 
     /// Matrices whose inputs are gathered in one pass: as many as have room, those with one input together.
@@ -436,7 +461,8 @@ impl Chooser<'_> {
         let parts = match known {
             None => self.encode(band, &w, self.options.method.searches()),
             Some(known) => {
-                let target = known.target(&w, pool);
+                let judge = known.judge(&w, pool);
+                let target = known.target(&w, judge.as_ref(), pool);
                 chosen.share = target.share;
                 let outputs = self.outputs(band)?;
                 let problem = Problem {
@@ -447,12 +473,8 @@ impl Chooser<'_> {
                     metric: &known.metric,
                     outputs: outputs.as_deref(),
                 };
-                let how = match self.options.method {
-                    Method::Gptq => least_squares::Method::Gptq,
-                    _ => least_squares::Method::Best,
-                };
-                let found = least_squares::solve(band.form, &problem, how, pool);
-                self.judged(band, &w, known, found.parts, &mut chosen)
+                let found = least_squares::solve(band.form, &problem, self.how, pool);
+                self.judged(band, &w, judge.as_ref(), found.parts, &mut chosen)
             }
         };
         self.staged.write(self.plan, band, &parts)?;
@@ -464,17 +486,16 @@ impl Chooser<'_> {
         &self,
         matrix: &Matrix,
         w: &[f32],
-        known: &Known,
+        judge: Option<&Judge<'_>>,
         parts: Vec<Vec<u8>>,
         chosen: &mut Chosen,
     ) -> Vec<Vec<u8>> {
         let pool = &self.job.pool;
-        let Some(judge) = known.judge(w, pool) else { return parts };
+        let Some(judge) = judge else { return parts };
         let nearest = self.encode(matrix, w, false);
         let dtype = self.plan.steps[matrix.step].input;
-        let loss = |parts: &[Vec<u8>]| {
-            judge.loss(&least_squares::values(matrix.form, dtype, matrix.cols, parts, pool), w, pool)
-        };
+        let loss =
+            |parts: &[Vec<u8>]| judge.loss(&least_squares::values(matrix.form, dtype, matrix.cols, parts, pool), pool);
         let [ours, plain] = [loss(&parts), loss(&nearest)];
         chosen.gain = Some(plain - ours);
         chosen.nearest = self.options.method == Method::Best && ours > plain;

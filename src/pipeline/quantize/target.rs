@@ -3,25 +3,24 @@
 //!
 //! J(V) = 1/2m Σ ‖W x₀ + h₀ − (V x + h)‖² = ½ tr(E H Eᵀ) − tr(E Bᵀ) + c,   E = V − W,   B = W D + R,
 //!
-//! with H = Σ x xᵀ / m, D = Σ (x₀ − x) xᵀ / m and R = Σ (h₀ − h) xᵀ / m. Without the constraint of codes the minimum is
-//! V = W + B H⁻¹. H and B are estimates, so that only a share α of that step is taken: the one with the least J on tokens that
-//! were held back.
+//! with H = Σ x xᵀ / m, D = Σ (x₀ − x) xᵀ / m and R = Σ (h₀ − h) xᵀ / m. Where the stream's error counts, B is summed as it is, token
+//! by token, else made of W and D. Without the constraint of codes the minimum is V = W + B H⁻¹. H and B are estimates, so that
+//! only a share α of that step is taken: the one with the least J on tokens that were held back.
 
 use crate::calibration::{Pair, Sums};
 use crate::quantizer::least_squares::{Metric, dot};
-use crate::runtime::kernels::gemm::{View, times};
-use crate::runtime::kernels::tiles::Tile;
+use crate::runtime::kernels::gemm::{View, times_on};
 use crate::threads::Pool;
 
-/// Rows of a band; a fixed number, so that products of bands do not depend on the threads.
-const BAND: usize = 64;
+/// The most rows that a matrix is judged by on tokens that were held back.
+const JUDGED: usize = 1024;
 
 /// Means over tokens.
 struct Moments {
     /// D `[cols, cols]`.
     drift: Option<Vec<f32>>,
-    /// R `[rows, cols]`.
-    residual: Option<Vec<f32>>,
+    /// B `[rows, cols]`.
+    lacking: Option<Vec<f32>>,
 }
 
 /// What is known of an input that matrices share.
@@ -44,11 +43,15 @@ pub struct Target {
     pub share: f64,
 }
 
-/// How good a stored matrix is on tokens that were held back.
+/// How good a stored matrix is on tokens that were held back: by some of its rows, evenly spaced.
 pub struct Judge<'a> {
     hessian: &'a [f32],
     cols: usize,
-    /// B `[rows, cols]`, zero if empty.
+    /// From one of these rows to the next.
+    step: usize,
+    /// W of these rows.
+    weights: Vec<f32>,
+    /// B of these rows, zero if empty.
     products: Vec<f32>,
 }
 
@@ -61,18 +64,22 @@ impl Moments {
     /// H, and the rest.
     fn of(sums: Sums, pool: &Pool) -> Option<(Vec<f64>, Self)> {
         let rows = sums.inputs.rows;
-        let [drift, residual] = [sums.drift, sums.residual].map(|sums| sums.map(|sums| narrow(sums.mean(rows, pool))));
-        Some((sums.inputs.hessian(pool)?, Self { drift, residual }))
+        let [drift, lacking] = [sums.drift, sums.lacking].map(|sums| sums.map(|sums| narrow(sums.mean(rows, pool))));
+        Some((sums.inputs.hessian(pool)?, Self { drift, lacking }))
     }
 
-    /// B of a matrix; `None` if nothing is known but H.
-    fn products(&self, w: &[f32], cols: usize, pool: &Pool) -> Option<Vec<f32>> {
-        let mut products = product(w, self.drift.as_ref()?, cols, pool);
-        if let Some(residual) = &self.residual {
-            products.iter_mut().zip(residual).for_each(|(b, r)| *b += r);
+    /// B of some rows of a matrix, W being these; `None` if nothing is known but H.
+    fn products(&self, w: &[f32], rows: impl Iterator<Item = usize>, cols: usize, pool: &Pool) -> Option<Vec<f32>> {
+        match &self.lacking {
+            Some(lacking) => Some(picked(lacking, rows, cols)),
+            None => Some(product(w, self.drift.as_ref()?, cols, pool)),
         }
-        Some(products)
     }
+}
+
+/// Some rows of a matrix.
+fn picked(matrix: &[f32], rows: impl Iterator<Item = usize>, cols: usize) -> Vec<f32> {
+    rows.flat_map(|row| &matrix[row * cols..(row + 1) * cols]).copied().collect()
 }
 
 /// The share of the mean of H's diagonal that is added to it: the fewer tokens for each input, the more.
@@ -96,16 +103,16 @@ impl Known {
     pub fn of_outputs(outputs: Vec<f64>, cols: usize, tokens: u64, pool: &Pool) -> Option<Self> {
         const DAMPING: f64 = 0.01;
         let metric = Metric::new(outputs, cols, DAMPING, pool)?;
-        Some(Self { cols, metric, tokens, learned: Moments { drift: None, residual: None }, held: None })
+        Some(Self { cols, metric, tokens, learned: Moments { drift: None, lacking: None }, held: None })
     }
 
     /// What W `[rows, cols]` is stored like.
-    pub fn target(&self, w: &[f32], pool: &Pool) -> Target {
+    pub fn target(&self, w: &[f32], judge: Option<&Judge<'_>>, pool: &Pool) -> Target {
         let mut target = Target { weights: w.to_vec(), share: 0.0 };
-        let Some(products) = self.learned.products(w, self.cols, pool) else { return target };
+        let Some(products) = self.learned.products(w, 0..w.len() / self.cols, self.cols, pool) else { return target };
         let step = self.metric.solve(&products, pool);
         // Without tokens to judge by, a cautious half.
-        target.share = self.judge(w, pool).map_or(0.5, |judge| judge.share(&step, pool));
+        target.share = judge.map_or(0.5, |judge| judge.share(&step, pool));
         target.weights.iter_mut().zip(&step).for_each(|(w, step)| *w += target.share as f32 * step);
         target
     }
@@ -113,20 +120,31 @@ impl Known {
     /// What judges stored forms of W `[rows, cols]`, if tokens were held back.
     pub fn judge(&self, w: &[f32], pool: &Pool) -> Option<Judge<'_>> {
         let (hessian, moments) = self.held.as_ref()?;
-        Some(Judge { hessian, cols: self.cols, products: moments.products(w, self.cols, pool).unwrap_or_default() })
+        let (cols, rows) = (self.cols, w.len() / self.cols);
+        let step = rows.div_ceil(JUDGED).max(1);
+        let weights = picked(w, (0..rows).step_by(step), cols);
+        let products = moments.products(&weights, (0..rows).step_by(step), cols, pool).unwrap_or_default();
+        Some(Judge { hessian, cols, step, weights, products })
     }
 }
 
 impl Judge<'_> {
+    /// The rows of a matrix that it is judged by.
+    fn picked(&self, matrix: &[f32]) -> Vec<f32> {
+        picked(matrix, (0..matrix.len() / self.cols).step_by(self.step), self.cols)
+    }
+
     /// The share of a step with the least J, from 0 to 1.
     fn share(&self, step: &[f32], pool: &Pool) -> f64 {
-        let share = dot(&self.products, step) / dot(step, &product(step, self.hessian, self.cols, pool));
+        let step = self.picked(step);
+        let share = dot(&self.products, &step) / dot(&step, &product(&step, self.hessian, self.cols, pool));
         if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 }
     }
 
     /// J of Q in W's place, but for the constant c, which may be more than all the rest.
-    pub fn loss(&self, q: &[f32], w: &[f32], pool: &Pool) -> f64 {
-        let errors: Vec<f32> = q.iter().zip(w).map(|(q, w)| q - w).collect();
+    pub fn loss(&self, q: &[f32], pool: &Pool) -> f64 {
+        let mut errors = self.picked(q);
+        errors.iter_mut().zip(&self.weights).for_each(|(q, w)| *q -= w);
         let square = dot(&errors, &product(&errors, self.hessian, self.cols, pool));
         0.5 * square - if self.products.is_empty() { 0.0 } else { dot(&errors, &self.products) }
     }
@@ -135,10 +153,6 @@ impl Judge<'_> {
 /// a · b: a is `[rows, cols]`, b `[cols, cols]`.
 pub fn product(a: &[f32], b: &[f32], cols: usize, pool: &Pool) -> Vec<f32> {
     let mut out = vec![0f32; a.len()];
-    pool.for_each_chunk(&mut out, BAND * cols, |band, out| {
-        let rows = out.len() / cols;
-        let left = View::new(&a[band * BAND * cols..], rows, cols, cols);
-        times(left, View::new(b, cols, cols, cols), &mut Tile::whole(out, cols));
-    });
+    times_on(View::new(a, a.len() / cols, cols, cols), View::new(b, cols, cols, cols), &mut out, pool);
     out
 }

@@ -206,6 +206,8 @@ fn every_instruction_set_gives_the_same_bytes() {
     println!("block types: covered {covered:?}");
     #[cfg(target_arch = "x86_64")]
     assert_eq!(covered.contains(&Isa::Avx2), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"));
+    #[cfg(target_arch = "aarch64")]
+    assert!(covered.contains(&Isa::Neon));
     // Neither all blocks of a group nor all of the last one.
     let cols = 3 * 256;
     let weights: Vec<f32> = (0..cols).map(|i| (i * 31 % 17) as f32 * 0.25).collect();

@@ -22,7 +22,7 @@ use crate::simd::{Lanes, Simd};
 pub struct Rows<'a> {
     /// What they are now.
     pub rows: &'a mut [Row],
-    /// P of these rows `[rows, cols]`.
+    /// P of these rows `[rows, cols]`. It is kept up to date if they are by themselves.
     pub p: &'a mut [f32],
     /// G among these rows `[rows, rows]`; the identity if absent.
     pub outputs: Option<&'a [f32]>,
@@ -33,7 +33,7 @@ pub fn descend<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, metric: &Me
     let Rows { rows, p, outputs } = rows;
     let cols = grid.cols();
     let mut work = Work::new(simd, grid);
-    let mut before = vec![0.0; cols];
+    let mut old = vec![0.0; cols];
     for columns in batches(grid) {
         let width = columns.len();
         let block = Block::new(metric, columns.clone());
@@ -43,14 +43,14 @@ pub fn descend<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, metric: &Me
             let g = outputs.map_or(1.0, |outputs| outputs[r * rows.len() + r]);
             let row = &mut rows[r];
             let moved = &mut moved[r * width..(r + 1) * width];
-            values(grid, row, &columns, &mut before[..width]);
+            values(grid, row, &columns, &mut old[..width]);
             let own = &mut p[r * cols..][columns.clone()];
             simd.run(
                 #[inline(always)]
                 || work.improve(simd, grid, levels, &block, g, row, own),
             );
             values(grid, row, &columns, moved);
-            moved.iter_mut().zip(&before).for_each(|(moved, before)| *moved -= before);
+            moved.iter_mut().zip(&old).for_each(|(moved, old)| *moved -= old);
             if let Some(outputs) = outputs {
                 spread(&block, moved, outputs, r, p, cols);
             }
@@ -62,8 +62,10 @@ pub fn descend<S: Simd, L: Nearest>(simd: S, grid: &Grid, levels: L, metric: &Me
             times(View::new(outputs, count, count, count), right, &mut Tile::whole(&mut mixed, width));
             moved = mixed;
         }
-        // P of the batch itself is up to date.
-        for rest in [0..columns.start, columns.end..cols] {
+        // P of the batch itself is up to date; that of the columns before it is not needed in this sweep, and after it rows
+        // that go together need another P.
+        let before = outputs.map_or(0..columns.start, |_| 0..0);
+        for rest in [before, columns.end..cols] {
             subtract(&moved, metric, &columns, &rest, p, cols);
         }
     }

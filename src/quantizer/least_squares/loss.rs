@@ -1,9 +1,11 @@
 //! J of what is stored.
 
+use std::ops::Range;
+
 use super::grid::{Grid, Row};
 use super::outputs::normalised;
 use super::{BAND, Form, Problem};
-use crate::runtime::kernels::gemm::{View, times};
+use crate::runtime::kernels::gemm::{View, times, times_on};
 use crate::runtime::kernels::tiles::Tile;
 use crate::threads::Pool;
 
@@ -52,17 +54,26 @@ pub fn of_errors(problem: &Problem<'_>, errors: &[f32], pool: &Pool) -> f64 {
     match problem.outputs {
         None => of_rows(problem, errors, pool).into_iter().sum(),
         Some(outputs) => {
+            const BAND: usize = 256;
             let Problem { rows, cols, metric, .. } = *problem;
-            let bands = pool.map(rows.div_ceil(BAND), |band| {
-                let own = band * BAND..rows.min((band + 1) * BAND);
-                let images = image(&errors[own.start * cols..own.end * cols], metric.hessian(), cols);
-                let weights: Vec<f32> = outputs[own.start * rows..own.end * rows].iter().map(|&g| g as f32).collect();
-                let mut mixed = vec![0.0; own.len() * cols];
-                let (left, right) = (View::new(&weights, own.len(), rows, rows), View::new(errors, rows, cols, cols));
-                times(left, right, &mut Tile::whole(&mut mixed, cols));
-                dot(&images, &mixed)
+            let mut images = vec![0.0; errors.len()];
+            image_on(errors, metric.hessian(), cols, &mut images, pool);
+            // G is symmetric: of its parts those behind the diagonal count twice.
+            let each = (0..rows).step_by(BAND).map(|first| {
+                let end = rows.min(first + BAND);
+                let own = &errors[first * cols..end * cols];
+                let mut mixed = vec![0.0; own.len()];
+                let mut part = |others: Range<usize>, share: f64| {
+                    let line = |r: usize| outputs[r * rows + others.start..r * rows + others.end].iter();
+                    let weights: Vec<f32> = (first..end).flat_map(line).map(|&g| g as f32).collect();
+                    let left = View::new(&weights, end - first, others.len(), others.len());
+                    let right = View::new(&images[others.start * cols..], others.len(), cols, cols);
+                    times_on(left, right, &mut mixed, pool);
+                    share * dot(own, &mixed)
+                };
+                part(first..end, 0.5) + part(end..rows, 1.0)
             });
-            0.5 * bands.into_iter().sum::<f64>()
+            each.sum()
         }
     }
 }
@@ -100,6 +111,12 @@ pub fn image(errors: &[f32], hessian: &[f32], cols: usize) -> Vec<f32> {
     let (left, right) = (View::new(errors, rows, cols, cols), View::new(hessian, cols, cols, cols));
     times(left, right, &mut Tile::whole(&mut image, cols));
     image
+}
+
+/// [`image`], on all threads.
+pub fn image_on(errors: &[f32], hessian: &[f32], cols: usize, out: &mut [f32], pool: &Pool) {
+    let rows = errors.len() / cols;
+    times_on(View::new(errors, rows, cols, cols), View::new(hessian, cols, cols, cols), out, pool);
 }
 
 /// Σ a b, in f64.

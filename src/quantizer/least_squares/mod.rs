@@ -100,7 +100,22 @@ pub enum Method {
     /// is reached.
     Gptq,
     /// The least loss that is found.
-    Best,
+    Best(Effort),
+}
+
+/// How long one looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// How often coordinate descent goes over all columns.
+    pub sweeps: usize,
+    /// Whether J of rounding to nearest and of a search of scales is computed too, so that it is nowhere above.
+    pub compared: bool,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self { sweeps: 3, compared: true }
+    }
 }
 
 /// What was found.
@@ -115,8 +130,8 @@ pub struct Solution {
 /// Rows of a band. Each row is quantized by itself; a fixed number, so that products of bands do not depend on the threads.
 const BAND: usize = 64;
 
-/// Finds codes. With [`Method::Best`], J is nowhere above that of rounding to nearest or of a search of scales: of each row,
-/// or, where there is a G, of the matrix.
+/// Finds codes. With [`Method::Best`], if it compares, J is nowhere above that of rounding to nearest or of a search of scales:
+/// of each row, or, where there is a G, of the matrix.
 ///
 /// # Panics
 /// If the form cannot hold so many columns, or numbers are missing.
@@ -127,7 +142,7 @@ pub fn solve(form: Form, problem: &Problem<'_>, method: Method, pool: &Pool) -> 
     let problem = Problem { outputs: outputs.as_deref(), ..*problem };
     let grid = Grid::new(form, problem.dtype, cols);
     let (found, loss) = match (method, problem.outputs) {
-        (Method::Best, Some(_)) => outputs::best(&grid, &problem, pool),
+        (Method::Best(effort), Some(_)) => outputs::best(&grid, &problem, effort, pool),
         (_, outputs) => {
             let found = rows::each_band(&grid, &problem, pool, |rows| rows.solve(method));
             let (found, losses): (Vec<_>, Vec<_>) = found.into_iter().unzip();

@@ -5,13 +5,10 @@ use super::gptq;
 use super::grid::{Grid, Levels, Row};
 use super::levels::{Fp8, Integers, Nearest, Table};
 use super::loss::{dot, errors, image, of_rows};
-use super::{BAND, Method, Problem};
+use super::{BAND, Effort, Method, Problem};
 use crate::quantizer::{Band, Numbers};
 use crate::simd::{Simd, Task, dispatch};
 use crate::threads::Pool;
-
-/// How often coordinate descent goes over all columns.
-pub const SWEEPS: usize = 3;
 
 /// Rows of a matrix whose bands are large.
 const LARGE: usize = 2048;
@@ -44,19 +41,19 @@ impl Rows<'_> {
     pub fn solve(self, method: Method) -> Vec<(Row, f64)> {
         let Self { grid, problem, target } = self;
         let mut rows = dispatch(Start { rows: self, method });
-        if method == Method::Gptq {
+        let Method::Best(effort) = method else {
             let losses = self.losses(&rows);
             return rows.into_iter().zip(losses).collect();
-        }
+        };
         let mut p = image(&errors(grid, &rows, target), problem.metric.hessian(), problem.cols);
-        for _ in 0..SWEEPS {
+        for _ in 0..effort.sweeps {
             self.descend(&mut rows, &mut p, None);
         }
         let errors = errors(grid, &rows, target);
         let losses = errors.chunks_exact(problem.cols).zip(p.chunks_exact(problem.cols)).map(|(e, p)| 0.5 * dot(e, p));
         let mut best: Vec<(Row, f64)> = rows.into_iter().zip(losses).collect();
         // Of each row the best. Equals go to what is simpler.
-        for search in [true, false] {
+        for search in [true, false].into_iter().filter(|_| effort.compared) {
             let other = self.encoded(search);
             let losses = self.losses(&other);
             for (best, other) in best.iter_mut().zip(other.into_iter().zip(losses)) {
@@ -71,10 +68,11 @@ impl Rows<'_> {
 
     /// The rows by feedback alone, with the scales of the least loss.
     pub fn feedback(self) -> Vec<Row> {
-        dispatch(Start { rows: self, method: Method::Best })
+        dispatch(Start { rows: self, method: Method::Best(Effort::default()) })
     }
 
-    /// One sweep of coordinate descent, given P of the rows and G among them.
+    /// One sweep of coordinate descent, given P of the rows and G among them. With a G, P is not that of the new rows
+    /// afterwards.
     pub fn descend(self, rows: &mut [Row], p: &mut [f32], outputs: Option<&[f32]>) {
         let rows = descent::Rows { rows, p, outputs };
         dispatch(Sweep { grid: self.grid, problem: self.problem, rows });
@@ -109,7 +107,7 @@ impl Start<'_> {
         let Rows { grid, problem, target } = self.rows;
         match self.method {
             Method::Gptq => gptq::plain(grid, levels, target, problem.metric),
-            Method::Best => gptq::best(simd, grid, levels, target, problem.metric),
+            Method::Best(_) => gptq::best(simd, grid, levels, target, problem.metric),
         }
     }
 }
@@ -175,7 +173,7 @@ mod tests {
             let grid = &Grid::new(form, Dtype::F32, cols);
             let found = supported().map(|isa| {
                 let rows = Rows { grid, problem: &problem, target: &target };
-                let mut found = on(isa, Start { rows, method: Method::Best });
+                let mut found = on(isa, Start { rows, method: Method::Best(Effort::default()) });
                 let mut p = image(&errors(grid, &found, &target), metric.hessian(), cols);
                 let rows = descent::Rows { rows: &mut found, p: &mut p, outputs: None };
                 on(isa, Sweep { grid, problem: &problem, rows });

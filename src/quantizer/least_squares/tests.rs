@@ -7,6 +7,8 @@ use super::*;
 use crate::linear_algebra::add_product;
 use crate::quantizer::{Band, Numbers};
 
+const BEST: Method = Method::Best(Effort { sweeps: 3, compared: true });
+
 /// Normal numbers that are the same everywhere.
 fn normal(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -151,7 +153,7 @@ fn gptq_is_the_reference_in_float64() {
         // A tie that rounding of H turns changes what follows it in its row.
         let same = ours.iter().zip(&reference).filter(|(a, b)| (*a - *b).abs() < 1e-5).count();
         assert!(same * 100 >= ours.len() * 97, "{group}: {same} of {}", ours.len());
-        let best = solve(form, &problem, Method::Best, &pool);
+        let best = solve(form, &problem, BEST, &pool);
         let best = plain_loss(&w, &decoded(form, &best.parts, rows, cols, Dtype::F32), &h, None, cols);
         assert!(best < 0.8 * expected, "{group}: {best} {expected}");
     }
@@ -167,13 +169,13 @@ fn each_method_is_better_than_the_one_before_it_in_every_form() {
         let problem = Problem { target: &w, rows, cols, dtype, metric: &metric, outputs: None };
         let [nearest, searched] = [false, true].map(|search| encoded(form, &w, cols, dtype, search));
         let gptq = solve(form, &problem, Method::Gptq, &pool);
-        let best = solve(form, &problem, Method::Best, &pool);
+        let best = solve(form, &problem, BEST, &pool);
         for solution in [&gptq, &best] {
             let again = loss(form, &problem, &solution.parts, &pool);
             assert!((solution.loss / again - 1.0).abs() < 1e-4, "{form:?}: {} {again}", solution.loss);
         }
         assert_eq!(gptq, solve(form, &problem, Method::Gptq, &Pool::new(1)), "threads change nothing");
-        assert_eq!(best, solve(form, &problem, Method::Best, &Pool::new(3)), "threads change nothing");
+        assert_eq!(best, solve(form, &problem, BEST, &Pool::new(3)), "threads change nothing");
         let others = [&nearest, &searched].map(|parts| loss(form, &problem, parts, &pool));
         println!("{form:?} {dtype}: {others:.4?} {:.4} {:.4}", gptq.loss, best.loss);
         assert!(gptq.loss < others[0], "{form:?}: {} {others:?}", gptq.loss);
@@ -203,14 +205,14 @@ fn what_is_known_of_outputs_lowers_the_loss_that_it_defines() {
     for form in [Form::Blocks(Dtype::Q4_K), Form::Packed { bits: 4, group: 64 }, Form::Int8Rows] {
         let alone = Problem { target: &w, rows, cols, dtype: Dtype::F32, metric: &metric, outputs: None };
         let problem = Problem { outputs: Some(&outputs), ..alone };
-        let best = solve(form, &problem, Method::Best, &pool);
-        assert_eq!(best, solve(form, &problem, Method::Best, &Pool::new(1)), "threads change nothing");
+        let best = solve(form, &problem, BEST, &pool);
+        assert_eq!(best, solve(form, &problem, BEST, &Pool::new(1)), "threads change nothing");
         // The same loss in plain f64.
         let g = outputs::normalised(&outputs, rows).unwrap();
         let h: Vec<f64> = (0..cols * cols).map(|at| f64::from(metric.h(at / cols)[at % cols])).collect();
         let plain = plain_loss(&w, &decoded(form, &best.parts, rows, cols, Dtype::F32), &h, Some(&g), cols);
         assert!((best.loss / plain - 1.0).abs() < 1e-3, "{form:?}: {} {plain}", best.loss);
-        let by_rows = solve(form, &alone, Method::Best, &pool);
+        let by_rows = solve(form, &alone, BEST, &pool);
         let by_rows = loss(form, &problem, &by_rows.parts, &pool);
         println!("{form:?}: {by_rows:e} → {:e}", best.loss);
         assert!(best.loss < by_rows, "{form:?}: {} {by_rows}", best.loss);
@@ -247,15 +249,15 @@ fn odd_inputs_give_codes_that_are_numbers() {
             for outputs in [None, Some(&g[..]), Some(&vec![0.0; rows * rows][..])] {
                 let problem = Problem { target, rows, cols, dtype: Dtype::BF16, metric: &metric, outputs };
                 for form in FORMS {
-                    for method in [Method::Gptq, Method::Best] {
+                    for method in [Method::Gptq, BEST] {
                         let found = solve(form, &problem, method, &pool);
                         let values = decoded(form, &found.parts, rows, cols, Dtype::BF16);
                         // GPTQ takes the scales of rounding to nearest, which beyond f16 are none.
                         let possible = target[0].abs() < 1e9 || !matches!(form, Form::Blocks(_));
-                        if possible || method == Method::Best {
+                        if possible || method == BEST {
                             assert!(values.iter().all(|x| x.is_finite()), "{form:?} {method:?}");
                         }
-                        for search in [false, true].into_iter().filter(|_| possible && method == Method::Best) {
+                        for search in [false, true].into_iter().filter(|_| possible && method == BEST) {
                             let other = encoded(form, target, cols, Dtype::BF16, search);
                             let other = loss(form, &problem, &other, &pool);
                             assert!(found.loss <= other * (1.0 + 1e-5), "{form:?} {} {other}", found.loss);

@@ -1,8 +1,9 @@
-//! The f32 matrix product, by the crate `gemm`, on the caller's thread.
+//! The f32 matrix product, by the crate `gemm`, on the caller's thread or, tile by tile, on all.
 
 use gemm::Parallelism;
 
-use super::tiles::Tile;
+use super::tiles::{self, Tile};
+use crate::threads::Pool;
 
 /// A row-major matrix, or some columns of one.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,16 @@ impl<'a> View<'a> {
         let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(cols));
         assert!(end.is_some_and(|end| end <= data.len()), "rows lie within the data");
         Self { data, rows, cols, stride, step: 1 }
+    }
+
+    /// Some rows of it.
+    fn some_rows(self, first: usize, rows: usize) -> Self {
+        Self { data: &self.data[first * self.stride..], rows, ..self }
+    }
+
+    /// Some columns of it.
+    fn some_cols(self, first: usize, cols: usize) -> Self {
+        Self { data: &self.data[first * self.step..], cols, ..self }
     }
 
     /// The same numbers, rows for columns.
@@ -60,6 +71,26 @@ pub fn times_transposed(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_
 pub fn times(x: View<'_>, w: View<'_>, out: &mut Tile<'_>) {
     assert!(x.cols == w.rows && x.rows == out.rows() && w.cols == out.cols(), "shapes fit");
     product(x, w, 1.0, false, out);
+}
+
+/// Rows of a tile of [`times_on`]: fewer, and preparing w would take a good part of the time.
+const TILE_ROWS: usize = 256;
+
+/// [`times`] on all threads; out `[m, n]` is whole. Tiles depend on the shapes alone, so that the number of threads changes
+/// nothing.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn times_on(x: View<'_>, w: View<'_>, out: &mut [f32], pool: &Pool) {
+    assert!(x.cols == w.rows && out.len() == x.rows * w.cols, "shapes fit");
+    if x.cols == 0 {
+        return out.fill(0.0);
+    }
+    let width = (w.cols / 4).clamp(64, 512).next_multiple_of(16);
+    tiles::for_each(pool, out, w.cols, &tiles::cuts(x.rows, TILE_ROWS), width, |mut tile| {
+        let (rows, cols) = (tile.rows(), tile.cols());
+        times(x.some_rows(tile.first_row(), rows), w.some_cols(tile.first_col(), cols), &mut tile);
+    });
 }
 
 /// out += factor · x · w: x is `[m, k]`, w `[k, n]`, out `[m, n]`.
@@ -119,7 +150,7 @@ mod tests {
     #[test]
     fn products_equal_a_plain_loop_on_views_and_tiles() {
         let mut noise = Noise::new(1);
-        for (m, n, k) in [(0, 3, 2), (1, 1, 1), (2, 3, 0), (1, 33, 70), (17, 5, 129), (64, 48, 600)] {
+        for (m, n, k) in [(0, 3, 2), (1, 1, 1), (2, 3, 0), (1, 33, 70), (17, 5, 129), (64, 48, 600), (300, 200, 9)] {
             let (x, w) = (noise.vec(m * (k + 3)), noise.vec(n * (k + 1)));
             let mut out = vec![9.0; m * n];
             times_transposed(
@@ -141,6 +172,15 @@ mod tests {
             };
             let expected: Vec<f64> = (0..m * n).map(|at| oracle(at / n, at % n)).collect();
             close(&out, &expected, 1e-4);
+
+            let alone = out.clone();
+            for threads in [1, 3] {
+                out.fill(9.0);
+                let pool = Pool::new(threads);
+                times_on(View::new(&x, m, k, k + 3), View::new(&v, k, n, n + 2), &mut out, &pool);
+                close(&out, &expected, 1e-4);
+            }
+            out = alone;
 
             let turned = noise.vec(k * (m + 1));
             add_times(

@@ -1,7 +1,7 @@
 //! The innermost loops, in versions for several instruction sets. Each kind of loop has a table; the best version that this
 //! processor has is picked once, at run time.
 //!
-//! The environment variable `COMPRESS_ISA` (`scalar`, `avx2`, `avx512`, `amx`) forbids versions above it. It does not reach the
+//! The environment variable `COMPRESS_ISA` (`scalar`, `neon`, `avx2`, `avx512`, `amx`) forbids versions above it. It does not reach the
 //! f32 products of attention, which the crate `gemm` dispatches itself.
 //!
 //! Together with `simd`, the pool of threads and the crate `formats`' memory map, this is the only place with unsafe code; what
@@ -13,6 +13,8 @@ pub mod float;
 pub mod gemm;
 pub mod int8;
 pub mod integer;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod roof;
 pub mod tiles;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +24,8 @@ pub use crate::simd::{Isa, Kernel, UnknownIsa, convert, isa, requested};
 use crate::simd::{Simd, Task, choose, dispatch};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{has_amx, has_avx2, has_avx512, has_vnni};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::{has_dot_product, has_neon};
 
 /// Runs `work` compiled for the best instruction set: loops that are inlined into it become those of the set. The order of sums
 /// stays, so every set gives the same bits.

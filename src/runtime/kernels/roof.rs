@@ -44,6 +44,8 @@ static READ: &[Kernel<Read>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::read_avx512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: x86::read_avx2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::read },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: read_scalar },
 ];
 
@@ -52,6 +54,8 @@ static FLOAT: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::FLOAT_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 fma", isa: Isa::Avx2, supported: super::has_avx2, function: x86::FLOAT_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::FLOAT },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: FLOAT_SCALAR },
 ];
 
@@ -64,6 +68,15 @@ static INT8: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::INT8_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: x86::INT8_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel {
+        name: "neon dotprod",
+        isa: Isa::Neon,
+        supported: super::has_dot_product,
+        function: neon::INT8_DOT_PRODUCT,
+    },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::INT8 },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: INT8_SCALAR },
 ];
 
@@ -77,6 +90,8 @@ static BFLOAT16: &[Kernel<Multiply>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::FLOAT_AVX512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2 fma", isa: Isa::Avx2, supported: super::has_avx2, function: x86::FLOAT_AVX2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::FLOAT },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: FLOAT_SCALAR },
 ];
 
@@ -178,6 +193,9 @@ mod x86 {
     /// How far ahead memory is asked for, in numbers: 2 KiB.
     const AHEAD: usize = 256;
 
+    /// Places that AVX2 reads in turn.
+    const STREAMS: usize = 4;
+
     #[target_feature(enable = "avx512f")]
     pub(super) fn read_avx512(buffer: &[u64]) -> u64 {
         let mut sums = [_mm512_setzero_si512(); 8];
@@ -198,16 +216,21 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) fn read_avx2(buffer: &[u64]) -> u64 {
         let mut sums = [_mm256_setzero_si256(); 8];
-        let blocks = buffer.chunks_exact(32);
-        let rest = super::read_scalar(blocks.remainder());
-        for block in blocks {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: 32 numbers are in the block, and 4 are read at 4 · i. Prefetching reads nothing, wherever it points.
-                unsafe {
-                    if i % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(4 * i + AHEAD).cast());
+        // As the kernels read rows of weights: memory gives more to several readers than to one.
+        let (streams, rest) = buffer.split_at(buffer.len() / (STREAMS * 32) * STREAMS * 32);
+        let rest = super::read_scalar(rest);
+        let length = streams.len() / STREAMS;
+        for at in (0..length).step_by(32) {
+            for stream in 0..STREAMS {
+                let block = &streams[stream * length + at..][..32];
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: 32 numbers are in the block, and 4 are read at 4 · i. Prefetching reads nothing, wherever it points.
+                    unsafe {
+                        if i % 2 == 0 {
+                            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(4 * i + AHEAD).cast());
+                        }
+                        *sum = _mm256_add_epi64(*sum, _mm256_loadu_si256(block.as_ptr().add(4 * i).cast()));
                     }
-                    *sum = _mm256_add_epi64(*sum, _mm256_loadu_si256(block.as_ptr().add(4 * i).cast()));
                 }
             }
         }
@@ -329,6 +352,67 @@ mod x86 {
             }
         }
         black_box(sums);
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    use super::Multiply;
+    use crate::runtime::kernels::neon::dot;
+
+    /// Sums that do not wait for one another: four begun in a cycle, of four cycles each.
+    const SUMS: usize = 16;
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn read(buffer: &[u64]) -> u64 {
+        let mut sums = [vdupq_n_u64(0); 8];
+        let blocks = buffer.chunks_exact(16);
+        let rest = super::read_scalar(blocks.remainder());
+        for block in blocks {
+            for (sum, pair) in sums.iter_mut().zip(block.as_chunks::<2>().0) {
+                // SAFETY: two numbers are read.
+                *sum = vaddq_u64(*sum, unsafe { vld1q_u64(pair.as_ptr()) });
+            }
+        }
+        sums.into_iter().fold(rest, |all, sum| all.wrapping_add(vaddvq_u64(sum)))
+    }
+
+    pub(super) const FLOAT: Multiply = Multiply { run: float, operations: 2 * 4 * SUMS };
+
+    #[target_feature(enable = "neon")]
+    fn float(times: usize) {
+        let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(1.0)));
+        let mut sums = black_box([b; SUMS]);
+        for _ in 0..times {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    pub(super) const INT8_DOT_PRODUCT: Multiply = Multiply { run: int8::<true>, operations: 2 * 16 * SUMS };
+
+    pub(super) const INT8: Multiply = Multiply { run: int8::<false>, operations: 2 * 16 * SUMS };
+
+    /// # Safety
+    /// The processor has NEON, and the dot product if PRODUCT says so.
+    unsafe fn int8<const PRODUCT: bool>(times: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = vdupq_n_s8(black_box(3));
+            let mut sums = black_box([vdupq_n_s32(0); SUMS]);
+            for _ in 0..times {
+                // The product takes the sum, or one product would serve all.
+                for sum in &mut sums {
+                    *sum = dot::<PRODUCT>(*sum, vreinterpretq_s8_s32(*sum), a);
+                }
+            }
+            black_box(sums);
+        }
     }
 }
 

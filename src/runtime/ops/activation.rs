@@ -71,7 +71,7 @@ fn slopes(f: Activation, x: &[f32], g: &mut [f32]) {
         Activation::Identity => {}
         Activation::Relu => both(x, g, |x| if x > 0.0 { 1.0 } else { 0.0 }),
         Activation::Gelu => both(x, g, |x| {
-            let below = 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2));
+            let below = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
             below + x * DENSITY * exp(-0.5 * x * x)
         }),
         Activation::GeluTanh => both(x, g, |x| {
@@ -103,13 +103,24 @@ fn piece(f: Activation, x: &mut [f32]) {
     match f {
         Activation::Identity => {}
         Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
-        Activation::Gelu => each(x, |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
+        Activation::Gelu => each(x, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))),
         // ½ (1 + tanh u) = sigmoid(2u), with u = √(2/π) · (x + 0.044715 x³) (Hendrycks and Gimpel, 2016).
         Activation::GeluTanh => each(x, |x| x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x))),
         Activation::Silu => each(x, |x| x * sigmoid(x)),
         Activation::Sigmoid => each(x, sigmoid),
         Activation::Tanh => each(x, f32::tanh),
     }
+}
+
+/// The error function, to 4 · 10⁻⁷ of 1, in a form that compilers vectorise: erfc(x) = exp(−x²) · P(t), t = 1 / (1 + p · x), for
+/// x ≥ 0 (the form of Abramowitz and Stegun, 1964, 7.1.26; p and P were fitted anew, of one degree more).
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    const P: [f32; 6] = [0.301_583_57, 0.390_841_26, -0.041_424_1, 0.759_711_92, -0.518_036_74, 0.107_324_11];
+    let size = x.abs();
+    let t = 1.0 / (1.0 + 0.55 * size);
+    let sum = P.iter().rev().fold(0.0, |sum, p| sum * t + p) * t;
+    (1.0 - exp(-size * size) * sum).copysign(x)
 }
 
 #[inline(always)]
@@ -164,5 +175,16 @@ mod tests {
             apply(f, &mut bad, &pool);
             assert!(bad[0].is_nan(), "{f:?} shows a NaN");
         }
+    }
+
+    #[test]
+    fn the_error_function_is_libm_s() {
+        for i in -60_000..=60_000 {
+            let x = i as f32 / 10_000.0;
+            let (found, expected) = (f64::from(erf(x)), libm::erf(f64::from(x)));
+            assert!((found - expected).abs() < 4e-7, "{x}: {found}, not {expected}");
+        }
+        assert!(erf(f32::NAN).is_nan());
+        assert_eq!([erf(30.0), erf(-30.0)], [1.0, -1.0]);
     }
 }

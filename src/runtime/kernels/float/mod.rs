@@ -5,6 +5,8 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod few_avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod nibbles;
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +21,8 @@ use std::sync::OnceLock;
 
 use super::tiles::Tile;
 use super::{Isa, Kernel};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::encoding::Form;
 use crate::encoding::Stored;
 use crate::runtime::Activations;
 
@@ -32,6 +36,27 @@ struct Operands<'a> {
     k: usize,
     /// The row of weights that is the tile's first column.
     first: usize,
+    /// Whether a few rows may have an order of sums of their own.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "other versions have one order that serves both")
+    )]
+    steps: bool,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Operands<'_> {
+    /// The scales of the rows of the tile's columns from `j` on, where a row has one; others stay as they are.
+    #[inline(always)]
+    fn own_scales(&self, j: usize, scales: &mut [f32]) {
+        if let Form::Int8(own) | Form::Fp8(own) | Form::Packed { bits: 8, scales: own, .. } = &self.weights.form
+            && own.per_row == 1
+        {
+            for (i, scale) in scales.iter_mut().enumerate() {
+                own.read(self.weights.position(self.first + j + i), std::slice::from_mut(scale));
+            }
+        }
+    }
 }
 
 /// The tile of x · Wᵀ.
@@ -68,6 +93,13 @@ static TABLE: &[Kernel<Forms>] = &[
         isa: Isa::Avx2,
         supported: super::has_avx2,
         function: Forms { few: panel_avx2::avx2, many: None, tiles: |_, _| false },
+    },
+    #[cfg(target_arch = "aarch64")]
+    Kernel {
+        name: "neon",
+        isa: Isa::Neon,
+        supported: super::has_neon,
+        function: Forms { few: neon::neon, many: None },
     },
     Kernel {
         name: "scalar",
@@ -115,11 +147,12 @@ impl RowKernel {
     }
 
     /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
-    /// the weights.
+    /// the weights. In `steps` of a session a few rows are read as fast as memory allows; else the order of sums does not depend
+    /// on how many rows are multiplied together.
     ///
     /// # Panics
     /// If the tile reaches beyond the operands, or rows are not as long as their form says.
-    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, tile: &mut Tile<'_>) {
+    pub fn multiply(self, weights: &Stored<'_>, first: usize, x: &Activations<'_>, steps: bool, tile: &mut Tile<'_>) {
         let k = x.cols();
         assert!(tile.first_row() + tile.rows() <= x.rows(), "x has the tile's rows");
         assert!(fits(weights, k), "rows have x's columns");
@@ -130,7 +163,7 @@ impl RowKernel {
             let function = many.filter(|_| tile.rows() >= FEW).unwrap_or(few);
             // SAFETY: a `RowKernel` is only made of a version that the processor supports. Versions take rows of weights by
             // `Stored::row`, which checks its bounds; that rows are long enough for k columns was just checked.
-            unsafe { function(&Operands { weights, x, k, first }, tile) }
+            unsafe { function(&Operands { weights, x, k, first, steps }, tile) }
         }
     }
 }

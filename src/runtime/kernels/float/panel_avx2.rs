@@ -55,7 +55,7 @@ pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
 unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (panels, rows): &mut Buffers) {
     let (m, stride, first_row) = (tile.rows(), tile.stride(), tile.first_row());
     let mut scales = [1.0; TILE];
-    own_scales(o, j, &mut scales[..cols]);
+    o.own_scales(j, &mut scales[..cols]);
     for first in (0..o.k).step_by(COLUMNS) {
         let columns = COLUMNS.min(o.k - first);
         for eight in (0..cols).step_by(8) {
@@ -91,18 +91,6 @@ unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (
                 let out = Out { at: tile.start().add(j + at), stride, width: PANEL.min(cols - at), begun: first > 0 };
                 product(panel, x, (m, o.k, columns), scales, out);
             }
-        }
-    }
-}
-
-/// The scales of the rows of the tile's columns from `j` on, where a row has one; others stay as they are.
-#[inline(always)]
-pub(super) fn own_scales(o: &Operands<'_>, j: usize, scales: &mut [f32]) {
-    if let Form::Int8(own) | Form::Fp8(own) | Form::Packed { bits: 8, scales: own, .. } = &o.weights.form
-        && own.per_row == 1
-    {
-        for (i, scale) in scales.iter_mut().enumerate() {
-            own.read(o.weights.position(o.first + j + i), std::slice::from_mut(scale));
         }
     }
 }

@@ -103,21 +103,24 @@ fn every_version_multiplies(forms: &[(&str, &[usize])]) {
                             .collect();
                         let mut out = vec![f32::NAN; m * n];
                         let x = Activations::new(&x, k);
-                        kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut out, n));
+                        kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut out, n));
                         let size = w.iter().fold(1.0, |most: f32, w| most.max(w.abs()));
                         close(&out, &expected, f64::from(size) * k as f64 * 1e-6);
+                        let mut steps = vec![f32::NAN; m * n];
+                        kernel.multiply(stored, 0, &x, true, &mut Tile::whole(&mut steps, n));
+                        close(&steps, &expected, f64::from(size) * k as f64 * 1e-6);
                         // A few rows give what they give among others.
                         for first in (0..m.saturating_sub(FEW)).step_by(5) {
                             let mut some = vec![f32::NAN; FEW * n];
                             let x = Activations::new(&x.f32()[first * k..][..FEW * k], k);
-                            kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut some, n));
+                            kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut some, n));
                             assert_eq!(some, out[first * n..][..FEW * n], "{form} {k}");
                         }
                         // So does a row alone.
                         for i in 0..m {
                             let mut alone = vec![f32::NAN; n];
                             let x = Activations::new(&x.f32()[i * k..][..k], k);
-                            kernel.multiply(stored, 0, &x, &mut Tile::whole(&mut alone, n));
+                            kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut alone, n));
                             if m < FEW || kernel.has_one_order() {
                                 assert_eq!(alone, out[i * n..][..n], "{form} {k}");
                             }
@@ -138,6 +141,8 @@ fn every_version_multiplies(forms: &[(&str, &[usize])]) {
     ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(covered.contains(&"neon"), super::super::has_neon());
 }
 
 #[test]
@@ -155,7 +160,7 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
                 let mut x = vec![0.0; m * k];
                 x.iter_mut().skip(at).step_by(k).for_each(|x| *x = 1.0);
                 let mut out = vec![0.0; m * n];
-                kernel.multiply(&stored, 0, &Activations::new(&x, k), &mut Tile::whole(&mut out, n));
+                kernel.multiply(&stored, 0, &Activations::new(&x, k), false, &mut Tile::whole(&mut out, n));
                 for (row, found) in out.iter().enumerate() {
                     let expected = crate::encoding::fp8::decode(codes[row % n * k + at]);
                     // Rows with a NaN are NaN.
@@ -172,7 +177,7 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
         let mut x = vec![0.0; 254 * 254];
         x.iter_mut().step_by(255).for_each(|x| *x = 1.0);
         let mut out = vec![0.0; 254];
-        kernel.multiply(&stored, 0, &Activations::new(&x, 254), &mut Tile::whole(&mut out, 1));
+        kernel.multiply(&stored, 0, &Activations::new(&x, 254), false, &mut Tile::whole(&mut out, 1));
         for (code, found) in codes.iter().zip(out) {
             assert_eq!(found, crate::encoding::fp8::decode(*code), "{}", kernel.name());
         }

@@ -3,10 +3,16 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
+mod few_avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel_avx2;
 mod scalar;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -43,6 +49,10 @@ static TABLE: &[Kernel<Dot>] = &[
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::avx512 },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: x86::avx2 },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon dotprod", isa: Isa::Neon, supported: super::has_dot_product, function: neon::dot::<true> },
+    #[cfg(target_arch = "aarch64")]
+    Kernel { name: "neon", isa: Isa::Neon, supported: super::has_neon, function: neon::dot::<false> },
     Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: scalar::dot },
 ];
 
@@ -133,6 +143,10 @@ mod tests {
             ("avx512 vnni", super::super::has_vnni()),
             ("amx int8", super::super::has_amx()),
         ] {
+            assert_eq!(covered.contains(&name), present, "{name}");
+        }
+        #[cfg(target_arch = "aarch64")]
+        for (name, present) in [("neon", super::super::has_neon()), ("neon dotprod", super::super::has_dot_product())] {
             assert_eq!(covered.contains(&name), present, "{name}");
         }
     }

@@ -1,106 +1,9 @@
-//! AVX2, AVX-512 and AVX-512 VNNI. The walk over the operands is written once, over a [`Vector`]; a type for each
-//! instruction set says how to load and how to multiply.
+//! AVX2, AVX-512 and AVX-512 VNNI.
 
 use std::arch::x86_64::*;
 
-use super::{Operands, panel, panel_avx2};
-
-/// What an instruction set does with a few columns of two rows. Methods may only run where the set is there, and are inlined
-/// into the functions below that enable it.
-trait Vector {
-    /// Columns at a time.
-    const LANES: usize;
-    /// Columns of a row, ready to be multiplied.
-    type Row: Copy;
-    /// Partial sums.
-    type Sums: Copy;
-
-    /// [`Vector::LANES`] columns of x at `at`.
-    unsafe fn x(at: *const i8) -> Self::Row;
-    /// [`Vector::LANES`] columns of a weight's row at `at`.
-    unsafe fn weight(at: *const i8) -> Self::Row;
-    unsafe fn zero() -> Self::Sums;
-    unsafe fn add(sums: Self::Sums, weight: Self::Row, x: Self::Row) -> Self::Sums;
-    /// The total, given the sum of all columns of x.
-    unsafe fn total(sums: Self::Sums, x_sum: i32) -> i32;
-}
-
-/// The most columns at a time of any instruction set.
-const MOST_LANES: usize = 64;
-
-/// The most rows in a tile.
-const MOST_ROWS: usize = 4;
-
-/// Adds the products of LANES columns of M rows of x and N rows of weights. Rows are `stride` apart.
-///
-/// # Safety
-/// There are LANES numbers at each row.
-#[inline(always)]
-unsafe fn step<V: Vector, const M: usize, const N: usize>(
-    w: *const i8,
-    x: *const i8,
-    stride: usize,
-    sums: &mut [[V::Sums; N]; M],
-) {
-    // Loops and no closures: a closure is a function of its own, without the instruction set of the one around it.
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = [V::weight(w); N];
-        for (j, weight) in weights.iter_mut().enumerate().skip(1) {
-            *weight = V::weight(w.add(j * stride));
-        }
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let row = V::x(x.add(i * stride));
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = V::add(*sum, weight, row);
-            }
-        }
-    }
-}
-
-/// The dot products of M rows of x and N rows of weights, written to `out`, whose rows are `stride` apart.
-///
-/// # Safety
-/// There are M · k numbers at `x`, N · k at `w`, M sums, and room for the products.
-#[inline(always)]
-unsafe fn tile<V: Vector, const M: usize, const N: usize>(
-    w: *const i8,
-    x: *const i8,
-    x_sums: *const i32,
-    k: usize,
-    out: *mut i32,
-    stride: usize,
-) {
-    // SAFETY: the columns read are below k in rows below M and N; the last ones, if they are fewer than LANES, are read
-    // from copies that are long enough. Zeros there add nothing: a weight counts only together with x.
-    unsafe {
-        let mut sums = [[V::zero(); N]; M];
-        let whole = k - k % V::LANES;
-        let mut at = 0;
-        while at < whole {
-            step::<V, M, N>(w.add(at), x.add(at), k, &mut sums);
-            at += V::LANES;
-        }
-        if whole < k {
-            let mut last_w = [0i8; MOST_ROWS * MOST_LANES];
-            let mut last_x = [0i8; MOST_ROWS * MOST_LANES];
-            for j in 0..N {
-                let to = last_w.as_mut_ptr().add(j * MOST_LANES);
-                std::ptr::copy_nonoverlapping(w.add(j * k + whole), to, k - whole);
-            }
-            for i in 0..M {
-                let to = last_x.as_mut_ptr().add(i * MOST_LANES);
-                std::ptr::copy_nonoverlapping(x.add(i * k + whole), to, k - whole);
-            }
-            step::<V, M, N>(last_w.as_ptr(), last_x.as_ptr(), MOST_LANES, &mut sums);
-        }
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                *out.add(i * stride + j) = V::total(sum, *x_sums.add(i));
-            }
-        }
-    }
-}
+use super::tile::{Vector, tile};
+use super::{Operands, few_avx2, panel, panel_avx2};
 
 /// All dot products, in tiles of M rows of x and N rows of weights, and of single rows at the edges. A tile's weights are
 /// loaded once for M rows.
@@ -195,6 +98,7 @@ pub(super) unsafe fn avx2(o: Operands<'_>, out: &mut [i32]) {
     unsafe {
         match o.m {
             _ if panel_avx2::suits(&o) => panel_avx2::multiply(o, out),
+            _ if few_avx2::suits(&o) => few_avx2::multiply(o, out),
             _ => walk::<Avx2, 2, 4>(o, out),
         }
     }

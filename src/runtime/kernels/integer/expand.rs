@@ -37,6 +37,15 @@ impl Shape {
             _ => None,
         }
     }
+
+    /// The shape of integers, without blocks, that activations in int16 multiply.
+    pub fn of_integers(form: &Form<'_>, k: usize) -> Option<Self> {
+        match form {
+            Form::Int8(_) if k.is_multiple_of(32) => Some(Self { run: 32, bias: None, minima: false }),
+            Form::Packed { .. } => Self::of(form, k),
+            _ => None,
+        }
+    }
 }
 
 /// One row, expanded.
@@ -95,12 +104,15 @@ fn add_bit(from: &[u8], bit: usize, place: u32, to: &mut [u8]) {
     from.iter().zip(to).for_each(|(byte, code)| *code |= (byte >> bit & 1) << place);
 }
 
-/// The scales and minima of Q4_K and Q5_K: 8 of 6 bits each in 12 bytes.
+/// The scales and minima of Q4_K and Q5_K: 8 of 6 bits each in 12 bytes, by operations on whole words.
 #[inline(always)]
 pub(super) fn six_bits(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let scale = |j: usize| if j < 4 { bytes[j] & 63 } else { bytes[j + 4] & 15 | bytes[j - 4] >> 6 << 4 };
-    let minimum = |j: usize| if j < 4 { bytes[j + 4] & 63 } else { bytes[j + 4] >> 4 | bytes[j] >> 6 << 4 };
-    (std::array::from_fn(scale), std::array::from_fn(minimum))
+    let word = |i: usize| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+    let (a, b, c) = (word(0), word(1), word(2));
+    let (low, high) = (0x3f3f_3f3f, 0x0f0f_0f0f);
+    let upper = |word: u32| (word >> 6 & 0x0303_0303) << 4;
+    let both = |first: u32, second: u32| (u64::from(first) | u64::from(second) << 32).to_le_bytes();
+    (both(a & low, c & high | upper(a)), both(b & low, c >> 4 & high | upper(b)))
 }
 
 /// Blocks of 32.
@@ -210,7 +222,7 @@ pub(super) fn row(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
             }
         }
         Form::Packed { bits, .. } => {
-            packed_scales(weights, i, k, out);
+            integer_scales(weights, i, k, out);
             if *bits == 8 {
                 out.codes[..k].copy_from_slice(&bytes[..k]);
             } else {
@@ -223,17 +235,31 @@ pub(super) fn row(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
     }
 }
 
-/// The scales of a row of [`Form::Packed`], one for each 32 columns.
+/// The scales of a row of integers, one for each 32 columns.
 #[inline(always)]
-pub(super) fn packed_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
-    let Form::Packed { group, scales, .. } = &weights.form else { return };
+pub(super) fn integer_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut Row) {
+    run_scales(weights, i, k, &mut out.scales);
+}
+
+/// The same, as numbers alone.
+#[inline(always)]
+pub(super) fn run_scales(weights: &Stored<'_>, i: usize, k: usize, out: &mut [f32]) {
+    let (group, scales) = match &weights.form {
+        Form::Packed { group, scales, .. } => (group, scales),
+        Form::Int8(scales) => (&k, scales),
+        _ => return,
+    };
     let mut own = [0.0; 32];
     let groups = k / group;
     for first in (0..groups).step_by(32) {
         let own = &mut own[..32.min(groups - first)];
         scales.read_some(weights.position(i), first, own);
-        for (g, scale) in own.iter().enumerate() {
-            out.scales[(first + g) * group / 32..][..group / 32].fill(*scale);
+        let to = &mut out[first * group / 32..][..own.len() * group / 32];
+        match group / 32 {
+            1 => to.copy_from_slice(own),
+            2 => to.as_chunks_mut::<2>().0.iter_mut().zip(own).for_each(|(to, scale)| *to = [*scale; 2]),
+            4 => to.as_chunks_mut::<4>().0.iter_mut().zip(own).for_each(|(to, scale)| *to = [*scale; 4]),
+            runs => to.chunks_exact_mut(runs).zip(own).for_each(|(to, scale)| to.fill(*scale)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The loop that every processor runs, and the one that the others are measured by. Compiled for each instruction set.
+//! The loop that every processor runs, and the one that the others are measured by.
 
 use super::Operands;
 use super::expand::{self, Row};
@@ -25,18 +25,14 @@ fn product<const N: usize>(o: &Operands<'_>, row: &Row, i: usize) -> f32 {
     total
 }
 
-#[inline(always)]
-fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    let mut row = Row::new(o.k);
-    for j in 0..tile.cols() {
-        expand::row(o.weights, tile.first_col() + j, o.k, &mut row);
-        for i in 0..tile.rows() {
-            let at = tile.first_row() + i;
-            tile.row(i)[j] = if o.shape.run == 16 { product::<16>(o, &row, at) } else { product::<32>(o, &row, at) };
-        }
-    }
-}
-
 pub(super) fn scalar(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    multiply(o, tile);
+    Row::with(o.k, |row| {
+        for j in 0..tile.cols() {
+            expand::row(o.weights, tile.first_col() + j, o.k, row);
+            for i in 0..tile.rows() {
+                let at = tile.first_row() + i;
+                tile.row(i)[j] = if o.shape.run == 16 { product::<16>(o, row, at) } else { product::<32>(o, row, at) };
+            }
+        }
+    });
 }

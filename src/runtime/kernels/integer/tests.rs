@@ -62,6 +62,16 @@ fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covere
         let mut out = vec![f32::NAN; m * n];
         kernel.multiply(stored, runs, k, &mut Tile::whole(&mut out, n));
         close(&out, &expected, size * 2e-6);
+        if kernel.name().starts_with("neon") {
+            // A row alone gives what it gives among others.
+            for i in 0..m {
+                let x = Activations::new(&data[i * k..][..k], k);
+                let runs = x.int8_runs(share, &crate::threads::Pool::new(1));
+                let mut alone = vec![f32::NAN; n];
+                kernel.multiply(stored, runs, k, &mut Tile::whole(&mut alone, n));
+                assert_eq!(alone, out[i * n..][..n], "{} {k}", kernel.name());
+            }
+        }
         covered.push(kernel.name());
         // Tiles keep AVX-512's order of sums.
         match kernel.name() {
@@ -106,6 +116,10 @@ fn every_version_multiplies_what_every_block_type_stores() {
     ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
+    #[cfg(target_arch = "aarch64")]
+    for (name, present) in [("neon", super::super::has_neon()), ("neon dotprod", super::super::has_dot_product())] {
+        assert_eq!(covered.contains(&name), present, "{name}");
+    }
 }
 
 #[test]
@@ -122,4 +136,52 @@ fn packed_integers_are_multiplied_by_int8_too() {
             check(&stored, n, k, m, Share::Token, &mut Vec::new());
         }
     }
+}
+
+#[test]
+fn integers_are_multiplied_by_int16() {
+    let Some(kernel) = wide_kernel() else {
+        return println!("no version for activations in int16 beside {kernel:?}", kernel = kernel());
+    };
+    let mut noise = Noise::new(23);
+    for (bits, group, k) in
+        [(4, 32, 96), (4, 32, 128), (4, 128, 384), (4, 64, 2112), (8, 32, 64), (8, 160, 160), (0, 352, 352)]
+    {
+        for (m, n) in [(1, 3), (1, 64), (2, 9), (3, 5), (7, 2), (8, 33 - 1), (10, 7)] {
+            let scales: Vec<u8> = noise.vec(n * k / group).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let bytes: Vec<u8> =
+                (0..n * k * if bits == 4 { 1 } else { 2 } / 2).map(|_| noise.next_u64() as u8).collect();
+            let scales = Scales { dtype: Dtype::F32, bytes: &scales, per_row: k / group };
+            let row_bytes = bytes.len() / n;
+            let form = if bits == 0 { Form::Int8(scales) } else { Form::Packed { bits, group, scales } };
+            let order: Vec<u32> = (0..n as u32).rev().collect();
+            let stored = Stored { form, bytes: &bytes, row_bytes, order: Some(&order), inputs: Inputs::Float };
+            let data = noise.vec(m * k);
+            let x = Activations::new(&data, k);
+            let runs = x.int16_runs(&crate::threads::Pool::new(1));
+            let mut w = vec![0.0; n * k];
+            super::super::float::unpack(&stored, 0, k, &mut w);
+            let expected: Vec<f64> = (0..m * n)
+                .map(|at| {
+                    let seen = |l: usize| f64::from(runs.codes[l]) * f64::from(runs.scales[l / 32]);
+                    (0..k).map(|l| seen(at / n * k + l) * f64::from(w[at % n * k + l])).sum()
+                })
+                .collect();
+            let size = w.iter().fold(0f32, |most, w| most.max(w.abs()));
+            let mut out = vec![f32::NAN; m * n];
+            for steps in [true, false] {
+                kernel.multiply(&stored, runs, k, steps, &mut Tile::whole(&mut out, n));
+                close(&out, &expected, f64::from(size) * k as f64 * 1e-6);
+            }
+            // A row alone gives what it gives among others.
+            for i in 0..m {
+                let x = Activations::new(&data[i * k..][..k], k);
+                let mut alone = vec![f32::NAN; n];
+                let runs = x.int16_runs(&crate::threads::Pool::new(1));
+                kernel.multiply(&stored, runs, k, false, &mut Tile::whole(&mut alone, n));
+                assert_eq!(alone, out[i * n..][..n], "{bits} {group} {k}");
+            }
+        }
+    }
+    println!("integers by int16: covered {}", kernel.name());
 }

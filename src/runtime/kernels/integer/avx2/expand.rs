@@ -1,4 +1,4 @@
-//! Expanding rows 32 codes at a time; what remains, and rarer types, as on every processor.
+//! Reading rows 32 codes at a time where they are stored; rarer types as on every processor.
 
 use std::arch::x86_64::*;
 
@@ -10,24 +10,105 @@ use super::SPAN;
 use crate::encoding::Form;
 use crate::encoding::ggml::nonlinear::LEVELS;
 
-/// How far ahead of the loads the stored rows are asked for.
-const AHEAD: usize = 1536;
+/// Where [`SPAN`] columns of a row are.
+#[derive(Clone, Copy)]
+pub(super) struct At {
+    /// As they are stored.
+    bytes: *const u8,
+    /// What [`Spans::prepare`] made of them.
+    codes: *const u8,
+    scales: *const f32,
+}
 
-/// A form, expanded [`SPAN`] columns at a time, so that expanding and multiplying take turns and memory is never idle.
+impl At {
+    /// The columns from a multiple of [`SPAN`] on.
+    #[inline(always)]
+    pub(super) fn columns<F: Spans>(self, first: usize) -> Self {
+        Self {
+            bytes: self.bytes.wrapping_add(first / SPAN * F::BYTES),
+            codes: self.codes.wrapping_add(first),
+            scales: self.scales.wrapping_add(first / F::RUN),
+        }
+    }
+
+    /// Asks for what lies `ahead` of the next columns of this form.
+    #[inline(always)]
+    pub(super) fn ask<F: Spans>(self, ahead: usize) {
+        let mut line = 0;
+        while line < F::BYTES {
+            // SAFETY: the instruction set is there; a prefetch may point anywhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.bytes.wrapping_add(ahead + line).cast()) };
+            line += 64;
+        }
+    }
+}
+
+/// A form, read [`SPAN`] columns at a time and 32 columns of those.
 pub(super) trait Spans {
     /// Codes of a run.
     const RUN: usize;
     /// Whether runs have minima.
     const MINIMA: bool;
-    /// The bits that codes have, raised.
+    /// The bits of codes. Those of less than 8 bits are raised and not signed, those of 8 are signed and not raised.
     const BITS: u32;
+    /// The logarithm of what codes of less than 8 bits are raised by, or 0 if they are not.
+    const BIAS: u32 = 0;
+    /// Bytes of [`SPAN`] columns.
+    const BYTES: usize;
+    /// Whether rows have to be prepared.
+    const PREPARED: bool = false;
 
-    /// Expands `count` columns of row `i`, whose bytes are `row`, from column `first` on to their places in `out`. `count` is
-    /// [`SPAN`] but for the last ones.
+    /// Writes to `row` what cannot be read where it is stored.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C; `out` was made for the row's k columns, of which these are some.
-    unsafe fn expand(o: &Operands<'_>, i: usize, row: &[u8], first: usize, count: usize, out: &mut Row);
+    /// The processor has AVX2, FMA and F16C; `row` was made for as many columns as row `i` of the matrix has.
+    #[inline(always)]
+    unsafe fn prepare<T>(_o: &Operands<'_, T>, _i: usize, _row: &mut Row) {}
+
+    /// The scales of `count` columns' runs: of up to 8, or of 8 and 8 more. Those that there are not are zeros.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C, and there are so many columns.
+    unsafe fn scales(at: At, count: usize) -> [__m256; 2];
+
+    /// The minima likewise.
+    ///
+    /// # Safety
+    /// As [`Spans::scales`].
+    #[inline(always)]
+    unsafe fn minima(_at: At, _count: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    /// The codes of columns 32 · STEP and on.
+    ///
+    /// # Safety
+    /// As [`Spans::scales`].
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i;
+
+    /// The codes of two such steps, a half of each in a half of each vector.
+    ///
+    /// # Safety
+    /// As [`Spans::scales`].
+    #[inline(always)]
+    unsafe fn pair<const A: usize, const B: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { halved(Self::codes::<A>(at), Self::codes::<B>(at)) }
+    }
+}
+
+/// The first halves of two vectors, and the second ones.
+#[inline(always)]
+pub(super) unsafe fn halved(a: __m256i, b: __m256i) -> [__m256i; 2] {
+    // SAFETY: the instruction set is there.
+    unsafe { [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)] }
+}
+
+/// Row `i`, which was prepared if it had to be.
+#[inline(always)]
+pub(super) fn at<T>(o: &Operands<'_, T>, i: usize, row: &Row) -> At {
+    At { bytes: o.weights.row(i).as_ptr(), codes: row.codes.as_ptr(), scales: row.scales.as_ptr() }
 }
 
 /// Blocks of 32.
@@ -36,14 +117,26 @@ pub(super) trait Block {
     const BYTES: usize;
     /// Whether an f16 minimum follows the scale.
     const MINIMUM: bool;
-    /// The bits that codes have, raised.
+    /// The bits of codes, as [`Spans::BITS`].
     const BITS: u32;
+    /// As [`Spans::BIAS`].
+    const BIAS: u32 = 0;
 
     /// The codes of the block at `at`.
     ///
     /// # Safety
     /// There is a block.
     unsafe fn codes(at: *const u8) -> __m256i;
+
+    /// Those of two blocks, as [`Spans::pair`].
+    ///
+    /// # Safety
+    /// There are the blocks.
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { halved(Self::codes(a), Self::codes(b)) }
+    }
 }
 
 /// 16 bytes of nibbles: their low ones, then their high ones.
@@ -54,6 +147,18 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
         let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast()));
         let shifted = _mm256_srlv_epi64(both, _mm256_set_epi64x(4, 4, 0, 0));
         _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+    }
+}
+
+/// 16 bytes of nibbles in each half: their low ones, and their high ones.
+#[inline(always)]
+unsafe fn two_nibbles(a: *const u8, b: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller's promise: 16 bytes each.
+    unsafe {
+        let both = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
+        let both = _mm256_inserti128_si256::<1>(both, _mm_loadu_si128(b.cast()));
+        let fifteen = _mm256_set1_epi8(15);
+        [_mm256_and_si256(both, fifteen), _mm256_and_si256(_mm256_srli_epi16::<4>(both), fifteen)]
     }
 }
 
@@ -85,7 +190,7 @@ impl Block for Q8_0 {
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_xor_si256(_mm256_loadu_si256(at.add(2).cast()), _mm256_set1_epi8(-128)) }
+        unsafe { _mm256_loadu_si256(at.add(2).cast()) }
     }
 }
 
@@ -93,10 +198,16 @@ impl Block for Q4_0 {
     const BYTES: usize = 18;
     const MINIMUM: bool = false;
     const BITS: u32 = 4;
+    const BIAS: u32 = 3;
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe { nibbles(at.add(2)) }
+    }
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { two_nibbles(a.add(2), b.add(2)) }
     }
 }
 
@@ -109,12 +220,18 @@ impl Block for Q4_1 {
         // SAFETY: the caller's promise.
         unsafe { nibbles(at.add(4)) }
     }
+    #[inline(always)]
+    unsafe fn pair(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { two_nibbles(a.add(4), b.add(4)) }
+    }
 }
 
 impl Block for Q5_0 {
     const BYTES: usize = 22;
     const MINIMUM: bool = false;
     const BITS: u32 = 5;
+    const BIAS: u32 = 4;
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
@@ -142,7 +259,7 @@ impl Block for Iq4Nl {
         // SAFETY: the caller's promise; there are 16 levels.
         unsafe {
             let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVELS.as_ptr().cast()));
-            _mm256_xor_si256(_mm256_shuffle_epi8(levels, nibbles(at.add(2))), _mm256_set1_epi8(-128))
+            _mm256_shuffle_epi8(levels, nibbles(at.add(2)))
         }
     }
 }
@@ -177,28 +294,31 @@ impl<B: Block> Spans for B {
     const RUN: usize = 32;
     const MINIMA: bool = B::MINIMUM;
     const BITS: u32 = B::BITS;
+    const BIAS: u32 = B::BIAS;
+    const BYTES: usize = SPAN / 32 * B::BYTES;
 
     #[inline(always)]
-    unsafe fn expand(_: &Operands<'_>, _: usize, row: &[u8], first: usize, count: usize, out: &mut Row) {
-        let (first, count) = (first / 32, count / 32);
-        let bytes = row[first * B::BYTES..][..count * B::BYTES].as_ptr();
-        // SAFETY: blocks are read below `count`; there is room for 8 runs from a multiple of 8 on.
-        unsafe {
-            _mm256_storeu_ps(out.scales.as_mut_ptr().add(first), halves(bytes, B::BYTES, count));
-            if B::MINIMUM {
-                // They are added, and are to be taken off.
-                let minima = _mm256_sub_ps(_mm256_setzero_ps(), halves(bytes.add(2), B::BYTES, count));
-                _mm256_storeu_ps(out.minima.as_mut_ptr().add(first), minima);
-            }
-            let codes = out.codes.as_mut_ptr().add(32 * first);
-            let mut block = 0;
-            while block < count {
-                let at = bytes.add(block * B::BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                _mm256_storeu_si256(codes.add(32 * block).cast(), B::codes(at));
-                block += 1;
-            }
-        }
+    unsafe fn scales(at: At, count: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [halves(at.bytes, B::BYTES, count / 32), _mm256_setzero_ps()] }
+    }
+
+    #[inline(always)]
+    unsafe fn minima(at: At, count: usize) -> __m256 {
+        // SAFETY: the caller's promise. Minima are added, and are to be taken off.
+        unsafe { _mm256_sub_ps(_mm256_setzero_ps(), halves(at.bytes.add(2), B::BYTES, count / 32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { B::codes(at.bytes.add(STEP * B::BYTES)) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair<const FIRST: usize, const SECOND: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { B::pair(at.bytes.add(FIRST * B::BYTES), at.bytes.add(SECOND * B::BYTES)) }
     }
 }
 
@@ -219,44 +339,55 @@ unsafe fn numbers(bytes: [u8; 8]) -> __m256 {
 /// Q4_K, or Q5_K if FIVE.
 pub(super) struct Affine<const FIVE: bool>;
 
+impl<const FIVE: bool> Affine<FIVE> {
+    /// The scales and minima of 8 runs, without what multiplies them.
+    ///
+    /// # Safety
+    /// There is a block.
+    #[inline(always)]
+    unsafe fn six_bits(at: At) -> ([u8; 8], [u8; 8]) {
+        // SAFETY: 12 bytes are read.
+        six_bits(unsafe { &*at.bytes.add(4).cast::<[u8; 12]>() })
+    }
+}
+
 impl<const FIVE: bool> Spans for Affine<FIVE> {
     const RUN: usize = 32;
     const MINIMA: bool = true;
     const BITS: u32 = if FIVE { 5 } else { 4 };
+    const BYTES: usize = if FIVE { 176 } else { 144 };
 
     #[inline(always)]
-    unsafe fn expand(_: &Operands<'_>, _: usize, row: &[u8], first: usize, _: usize, out: &mut Row) {
-        let bytes = if FIVE { 176 } else { 144 };
-        let block = &row[first / SPAN * bytes..][..bytes];
-        let (own_scales, own_minima) = six_bits(&block[4..16]);
-        let block = block.as_ptr();
-        // SAFETY: there is a block, and room for its 256 codes and 8 scales and minima.
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_mul_ps(numbers(Self::six_bits(at).0), half(at.bytes)), _mm256_setzero_ps()] }
+    }
+
+    #[inline(always)]
+    unsafe fn minima(at: At, _: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_mul_ps(numbers(Self::six_bits(at).1), half(at.bytes.add(2))) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
         unsafe {
-            let codes = out.codes.as_mut_ptr().add(first);
-            let scales = _mm256_mul_ps(numbers(own_scales), half(block));
-            _mm256_storeu_ps(out.scales.as_mut_ptr().add(first / 32), scales);
-            let minima = _mm256_mul_ps(numbers(own_minima), half(block.add(2)));
-            _mm256_storeu_ps(out.minima.as_mut_ptr().add(first / 32), minima);
-            let low = block.add(if FIVE { 48 } else { 16 });
-            let fifteen = _mm256_set1_epi8(15);
-            let mut high = if FIVE { _mm256_loadu_si256(block.add(16).cast()) } else { _mm256_setzero_si256() };
-            let mut s = 0;
-            while s < 4 {
-                let at = low.add(32 * s);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                let both = _mm256_loadu_si256(at.cast());
-                let mut first = _mm256_and_si256(both, fifteen);
-                let mut second = _mm256_and_si256(_mm256_srli_epi64::<4>(both), fifteen);
-                if FIVE {
-                    let (one, two) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2));
-                    first = _mm256_or_si256(first, _mm256_slli_epi64::<4>(_mm256_and_si256(high, one)));
-                    second = _mm256_or_si256(second, _mm256_slli_epi64::<3>(_mm256_and_si256(high, two)));
-                    high = _mm256_srli_epi64::<2>(high);
-                }
-                _mm256_storeu_si256(codes.add(64 * s).cast(), first);
-                _mm256_storeu_si256(codes.add(64 * s + 32).cast(), second);
-                s += 1;
+            let low = at.bytes.add(if FIVE { 48 } else { 16 } + 32 * (STEP / 2));
+            let both = _mm256_loadu_si256(low.cast());
+            let nibble = if STEP.is_multiple_of(2) { both } else { _mm256_srli_epi16::<4>(both) };
+            let low = _mm256_and_si256(nibble, _mm256_set1_epi8(15));
+            if !FIVE {
+                return low;
             }
+            let fifth = _mm256_and_si256(_mm256_loadu_si256(at.bytes.add(16).cast()), _mm256_set1_epi8(1 << STEP));
+            // To bit 4 of its byte.
+            let fifth = if STEP < 4 {
+                _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - STEP as i32))
+            } else {
+                _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(STEP as i32 - 4))
+            };
+            _mm256_or_si256(low, fifth)
         }
     }
 }
@@ -268,38 +399,49 @@ impl Spans for Q6K {
     const RUN: usize = 16;
     const MINIMA: bool = false;
     const BITS: u32 = 6;
+    const BIAS: u32 = 5;
+    const BYTES: usize = 210;
 
     #[inline(always)]
-    unsafe fn expand(_: &Operands<'_>, _: usize, row: &[u8], first: usize, _: usize, out: &mut Row) {
-        let block = row[first / SPAN * 210..][..210].as_ptr();
-        // SAFETY: there is a block, and room for its 256 codes and 16 scales.
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
         unsafe {
-            let (codes, scales) = (out.codes.as_mut_ptr().add(first), out.scales.as_mut_ptr().add(first / 16));
-            let d = half(block.add(208));
-            let mut h = 0;
-            while h < 2 {
-                let own = _mm_loadl_epi64(block.add(192 + 8 * h).cast());
-                let own = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(own));
-                _mm256_storeu_ps(scales.add(8 * h), _mm256_mul_ps(own, d));
-                let mut high = _mm256_loadu_si256(block.add(128 + 32 * h).cast());
-                let low = block.add(64 * h);
-                _mm_prefetch::<_MM_HINT_T0>(low.wrapping_add(AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + 128 + 32 * h).cast());
-                let low = [_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(low.add(32).cast())];
-                let (fifteen, three) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
-                let mut s = 0;
-                while s < 4 {
-                    let nibble = if s < 2 { low[s] } else { _mm256_srli_epi64::<4>(low[s - 2]) };
-                    let upper = _mm256_slli_epi64::<4>(_mm256_and_si256(high, three));
-                    let code = _mm256_or_si256(_mm256_and_si256(nibble, fifteen), upper);
-                    _mm256_storeu_si256(codes.add(128 * h + 32 * s).cast(), code);
-                    high = _mm256_srli_epi64::<2>(high);
-                    s += 1;
-                }
-                h += 1;
-            }
+            let own = _mm_loadu_si128(at.bytes.add(192).cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(own), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(own)));
+            let d = half(at.bytes.add(208));
+            [_mm256_mul_ps(_mm256_cvtepi32_ps(low), d), _mm256_mul_ps(_mm256_cvtepi32_ps(high), d)]
         }
     }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (half, quarter) = (STEP / 4, STEP % 4);
+            let low = _mm256_loadu_si256(at.bytes.add(64 * half + 32 * (quarter % 2)).cast());
+            let nibble = if quarter < 2 { low } else { _mm256_srli_epi16::<4>(low) };
+            let high = _mm256_loadu_si256(at.bytes.add(128 + 32 * half).cast());
+            // To bits 4 and 5 of its byte.
+            let upper = match quarter {
+                0 => _mm256_slli_epi16::<4>(high),
+                1 => _mm256_slli_epi16::<2>(high),
+                2 => high,
+                _ => _mm256_srli_epi16::<2>(high),
+            };
+            let upper = _mm256_and_si256(upper, _mm256_set1_epi8(0x30));
+            _mm256_or_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), upper)
+        }
+    }
+}
+
+/// What a row has been prepared with: up to 8 scales.
+///
+/// # Safety
+/// A row's scales are filled up with zeros to a multiple of 32.
+#[inline(always)]
+unsafe fn prepared(at: At) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_loadu_ps(at.scales) }
 }
 
 /// Packed int4.
@@ -309,68 +451,194 @@ impl Spans for Packed4 {
     const RUN: usize = 32;
     const MINIMA: bool = false;
     const BITS: u32 = 4;
+    const BIAS: u32 = 3;
+    const BYTES: usize = SPAN / 2;
+    const PREPARED: bool = true;
 
     #[inline(always)]
-    unsafe fn expand(o: &Operands<'_>, i: usize, row: &[u8], first: usize, count: usize, out: &mut Row) {
-        if first == 0 {
-            expand::packed_scales(o.weights, i, o.k, out);
-        }
-        let bytes = &row[first / 2..][..count / 2];
-        // SAFETY: 16 bytes are read below those of `count` columns, and 32 codes written for each.
+    unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
+        expand::integer_scales(o.weights, i, o.k, row);
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [prepared(at), _mm256_setzero_ps()] }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise: 16 bytes.
         unsafe {
-            let codes = out.codes.as_mut_ptr().add(first);
-            let mut at = 0;
-            while at < bytes.len() {
-                let here = bytes.as_ptr().add(at);
-                _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD).cast());
-                // A byte's two codes become two bytes.
-                let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(here.cast()));
-                let both = _mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide));
-                _mm256_storeu_si256(codes.add(2 * at).cast(), _mm256_and_si256(both, _mm256_set1_epi8(15)));
-                at += 16;
-            }
+            // A byte's two codes become two bytes.
+            let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.bytes.add(16 * STEP).cast()));
+            _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)), _mm256_set1_epi8(15))
         }
     }
 }
 
-/// Rarer forms, as on every processor: the whole row with its first columns.
+/// Packed int4, its codes signed.
+pub(super) struct Signed4;
+
+impl Spans for Signed4 {
+    const RUN: usize = 32;
+    const MINIMA: bool = false;
+    const BITS: u32 = 8;
+    const BYTES: usize = SPAN / 2;
+    const PREPARED: bool = true;
+
+    #[inline(always)]
+    unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
+        expand::integer_scales(o.weights, i, o.k, row);
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: At, count: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { Packed4::scales(at, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_sub_epi8(Packed4::codes::<STEP>(at), _mm256_set1_epi8(8)) }
+    }
+}
+
+/// int8, signed or RAISED by 128.
+pub(super) struct Signed8<const RAISED: bool>;
+
+impl<const RAISED: bool> Spans for Signed8<RAISED> {
+    const RUN: usize = 32;
+    const MINIMA: bool = false;
+    const BITS: u32 = 8;
+    const BYTES: usize = SPAN;
+    const PREPARED: bool = true;
+
+    #[inline(always)]
+    unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
+        expand::integer_scales(o.weights, i, o.k, row);
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [prepared(at), _mm256_setzero_ps()] }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise: 32 codes.
+        unsafe {
+            let codes = _mm256_loadu_si256(at.bytes.add(32 * STEP).cast());
+            if RAISED { _mm256_xor_si256(codes, _mm256_set1_epi8(-128)) } else { codes }
+        }
+    }
+}
+
+/// Rarer forms, prepared as on every processor.
 pub(super) struct Portable<const RUN: usize>;
 
 impl<const RUN: usize> Spans for Portable<RUN> {
     const RUN: usize = RUN;
     const MINIMA: bool = false;
     const BITS: u32 = 8;
+    const BYTES: usize = 0;
+    const PREPARED: bool = true;
 
     #[inline(always)]
-    unsafe fn expand(o: &Operands<'_>, i: usize, _: &[u8], first: usize, _: usize, out: &mut Row) {
-        if first == 0 {
-            expand::row(o.weights, i, o.k, out);
-        }
+    unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
+        expand::row(o.weights, i, o.k, row);
+        let raised = o.shape.bias.map_or(0, |bits| 1 << bits);
+        row.codes[..o.k].iter_mut().for_each(|code| *code = code.wrapping_sub(raised));
+    }
+
+    #[inline(always)]
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [prepared(at), if RUN == 16 { _mm256_loadu_ps(at.scales.add(8)) } else { _mm256_setzero_ps() }] }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: a row's codes are filled up with zeros to a multiple of 512.
+        unsafe { _mm256_loadu_si256(at.codes.add(32 * STEP).cast()) }
     }
 }
+
+/// Does the same for each two steps of 32 columns.
+macro_rules! for_each_pair {
+    ($do:ident) => {
+        $do!(0, 1);
+        $do!(2, 3);
+        $do!(4, 5);
+        $do!(6, 7);
+    };
+}
+pub(super) use for_each_pair;
+
+/// Does the same for each step of 32 columns.
+macro_rules! for_each_step {
+    ($do:ident) => {
+        $do!(0);
+        $do!(1);
+        $do!(2);
+        $do!(3);
+        $do!(4);
+        $do!(5);
+        $do!(6);
+        $do!(7);
+    };
+}
+pub(super) use for_each_step;
+
+/// How far ahead of the loads the stored rows are asked for.
+const AHEAD: usize = 1536;
 
 /// Expands row `i` of the matrix.
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C; `out` was made for k columns.
 #[inline(always)]
-pub(super) unsafe fn row<F: Spans>(o: &Operands<'_>, i: usize, out: &mut Row) {
-    let bytes = o.weights.row(i);
-    let mut first = 0;
-    while first < o.k {
-        // SAFETY: the caller's promise.
-        unsafe { F::expand(o, i, bytes, first, (o.k - first).min(SPAN), out) };
-        first += SPAN;
+pub(super) unsafe fn row<F: Spans, T>(o: &Operands<'_, T>, i: usize, out: &mut Row) {
+    // SAFETY: the caller's promise; a row has room for whole spans.
+    unsafe {
+        F::prepare(o, i, out);
+        let mut first = 0;
+        while first < o.k {
+            let count = (o.k - first).min(SPAN);
+            let at = at(o, i, out).columns::<F>(first);
+            at.ask::<F>(AHEAD);
+            let scales = F::scales(at, count);
+            let to = out.scales.as_mut_ptr().add(first / F::RUN);
+            _mm256_storeu_ps(to, scales[0]);
+            if F::RUN == 16 {
+                _mm256_storeu_ps(to.add(8), scales[1]);
+            }
+            if F::MINIMA {
+                _mm256_storeu_ps(out.minima.as_mut_ptr().add(first / 32), F::minima(at, count));
+            }
+            let codes = out.codes.as_mut_ptr().add(first);
+            macro_rules! store {
+                ($step:literal) => {
+                    if 32 * $step < count {
+                        _mm256_storeu_si256(codes.add(32 * $step).cast(), F::codes::<$step>(at));
+                    }
+                };
+            }
+            for_each_step!(store);
+            first += SPAN;
+        }
     }
 }
 
 /// What works on any form.
-pub(super) trait Visitor {
+pub(super) trait Visitor<T> {
     /// Works on this one.
     ///
     /// # Safety
     /// As [`super::avx2`].
-    unsafe fn visit<F: Spans>(self, o: &Operands<'_>);
+    unsafe fn visit<F: Spans>(self, o: &Operands<'_, T>);
 }
 
 /// Runs `visitor` on the operands' form.
@@ -378,7 +646,7 @@ pub(super) trait Visitor {
 /// # Safety
 /// As [`super::avx2`].
 #[inline(always)]
-pub(super) unsafe fn dispatch(o: &Operands<'_>, visitor: impl Visitor) {
+pub(super) unsafe fn dispatch(o: &Operands<'_>, visitor: impl Visitor<i8>) {
     // SAFETY: the caller's promise.
     unsafe {
         match o.weights.form {
@@ -394,6 +662,22 @@ pub(super) unsafe fn dispatch(o: &Operands<'_>, visitor: impl Visitor) {
             Form::Packed { bits: 4, .. } => visitor.visit::<Packed4>(o),
             _ if o.shape.run == 16 => visitor.visit::<Portable<16>>(o),
             _ => visitor.visit::<Portable<32>>(o),
+        }
+    }
+}
+
+/// The same for activations in int16.
+///
+/// # Safety
+/// As [`super::wide`].
+#[inline(always)]
+pub(super) unsafe fn dispatch_wide(o: &Operands<'_, i16>, visitor: impl Visitor<i16>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match o.weights.form {
+            Form::Packed { bits: 4, .. } => visitor.visit::<Signed4>(o),
+            Form::Int8(_) => visitor.visit::<Signed8<false>>(o),
+            _ => visitor.visit::<Signed8<true>>(o),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! AVX2. 256 columns at a time: 8 runs of 32, or 16 of 16.
 
 mod expand;
+mod nibbles;
 mod panel;
 mod row;
 
@@ -17,9 +18,47 @@ pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         if tile.rows() < FEW {
-            row::multiply(o, tile);
+            expand::dispatch(o, row::Few(tile));
         } else {
-            panel::multiply(o, tile);
+            expand::dispatch(o, panel::Many(tile));
         }
+    }
+}
+
+/// The same for activations in int16. Only in steps of a session have few rows an order of sums of their own.
+///
+/// # Safety
+/// As [`avx2`]; the weights are integers without blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn wide(o: &Operands<'_, i16>, steps: bool, tile: &mut Tile<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if tile.rows() >= FEW || !steps {
+            expand::dispatch_wide(o, panel::Many(tile));
+        } else if nibbles::suits(o) {
+            nibbles::multiply(o, tile);
+        } else {
+            expand::dispatch_wide(o, row::Few(tile));
+        }
+    }
+}
+
+/// Activations as they may lie.
+trait Code: Copy {
+    /// The same in 16 bits.
+    fn wide(self) -> i16;
+}
+
+impl Code for i8 {
+    #[inline(always)]
+    fn wide(self) -> i16 {
+        i16::from(self)
+    }
+}
+
+impl Code for i16 {
+    #[inline(always)]
+    fn wide(self) -> i16 {
+        self
     }
 }

@@ -6,9 +6,11 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::super::expand::Row;
 use super::super::{Operands, PANEL as TILE};
+use super::Code;
 use super::expand::{self, Spans};
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose_8;
@@ -18,6 +20,9 @@ const PANEL: usize = 16;
 
 /// Rows of x that use each load of weights.
 const ROWS: usize = 6;
+
+/// Columns that are multiplied before the next ones are: panels of them stay in the first cache while all of x passes.
+const COLUMNS: usize = 256;
 
 /// Panels as wide as a tile, and rows of x.
 #[derive(Default)]
@@ -30,9 +35,9 @@ struct Panels {
     scales: Vec<f32>,
     /// Likewise.
     minima: Vec<f32>,
-    /// `[ROWS, runs]`: what sums begin with, for codes that are raised.
+    /// `[ROWS, runs of COLUMNS]`: what sums begin with, for codes that are raised.
     zeros: Vec<i32>,
-    /// `[ROWS, k]`
+    /// `[ROWS, COLUMNS]`
     wide: Vec<i16>,
 }
 
@@ -51,7 +56,7 @@ impl Panels {
     /// # Safety
     /// As [`multiply`].
     #[inline(always)]
-    unsafe fn fill<F: Spans>(&mut self, o: &Operands<'_>, tile: &Tile<'_>) {
+    unsafe fn fill<F: Spans, T>(&mut self, o: &Operands<'_, T>, tile: &Tile<'_>) {
         let (k, runs) = (o.k, o.k / F::RUN);
         if self.k != k {
             *self = Self { k, rows: (0..8).map(|_| Row::new(k)).collect(), ..Self::default() };
@@ -60,16 +65,15 @@ impl Panels {
         self.codes.resize(TILE / PANEL * bytes, 0);
         self.scales.resize(TILE * runs, 0.0);
         self.minima.resize(TILE * runs, 0.0);
-        self.zeros.resize(ROWS * runs, 0);
-        self.wide.resize(ROWS * k, 0);
-        let raised = o.shape.bias.map_or(0, |bits| 1i16 << bits);
+        self.zeros.resize(ROWS * (COLUMNS / F::RUN), 0);
+        self.wide.resize(ROWS * COLUMNS, 0);
         for half in 0..tile.cols().div_ceil(8) {
             let (first, panel, lane) = (8 * half, 8 * half / PANEL, 8 * half % PANEL);
             for (j, row) in self.rows.iter_mut().enumerate() {
                 // Columns that the tile does not have are those of the last row again, and are not stored.
                 let at = tile.first_col() + (first + j).min(tile.cols() - 1);
                 // SAFETY: the caller's promise; the row was made for k columns.
-                unsafe { expand::row::<F>(o, at, row) };
+                unsafe { expand::row::<F, T>(o, at, row) };
                 let scales = self.scales[panel * runs * PANEL..].chunks_exact_mut(PANEL);
                 scales.zip(&row.scales[..runs]).for_each(|(scales, scale)| scales[lane + j] = *scale);
                 if o.shape.minima {
@@ -83,14 +87,13 @@ impl Panels {
                 let to = &mut codes[at * PANEL * size::<F>() + 4 * lane..][..7 * 4 * PANEL + 32];
                 // SAFETY: rows have `step` codes from here on, since k is a multiple of 32; 8 words are written every PANEL.
                 unsafe {
-                    let bias = _mm256_set1_epi16(raised);
                     let mut words = [_mm256_setzero_si256(); 8];
                     for (word, row) in words.iter_mut().zip(&self.rows) {
                         let codes = row.codes[at..at + step].as_ptr();
                         *word = if F::BITS < 8 {
                             _mm256_loadu_si256(codes.cast())
                         } else {
-                            _mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast())), bias)
+                            _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.cast()))
                         };
                     }
                     transpose_8(words, to.as_mut_ptr(), 4 * PANEL);
@@ -99,20 +102,26 @@ impl Panels {
         }
     }
 
-    /// Prepares `count` rows of x.
+    /// Prepares these columns of `count` rows of x.
     #[inline(always)]
-    fn take<F: Spans>(&mut self, o: &Operands<'_>, first: usize, count: usize) {
+    fn take<F: Spans, T: Code>(&mut self, o: &Operands<'_, T>, first: usize, count: usize, columns: Range<usize>) {
+        let rows = (0..count).map(|i| (i, (first + i) * o.k));
         if F::BITS == 8 {
-            let x = &o.x.codes[first * o.k..][..count * o.k];
-            self.wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = i16::from(*x));
+            for (i, at) in rows {
+                let x = &o.x.codes[at..][columns.clone()];
+                self.wide[i * COLUMNS..].iter_mut().zip(x).for_each(|(wide, x)| *wide = x.wide());
+            }
         } else if let Some(bias) = o.shape.bias {
-            let quads = &o.x.quads[first * o.k / 4..][..count * o.k / 4];
-            if F::RUN == 16 {
-                let runs = self.zeros.iter_mut().zip(quads.as_chunks::<4>().0);
-                runs.for_each(|(zero, quads)| *zero = quads.iter().sum::<i32>() << bias);
-            } else {
-                let runs = self.zeros.iter_mut().zip(quads.as_chunks::<8>().0);
-                runs.for_each(|(zero, quads)| *zero = quads.iter().sum::<i32>() << bias);
+            for (i, at) in rows {
+                let quads = &o.x.quads[at / 4..][columns.start / 4..columns.end / 4];
+                let zeros = &mut self.zeros[i * (COLUMNS / F::RUN)..];
+                if F::RUN == 16 {
+                    let runs = zeros.iter_mut().zip(quads.as_chunks::<4>().0);
+                    runs.for_each(|(zero, quads)| *zero = quads.iter().sum::<i32>() << bias);
+                } else {
+                    let runs = zeros.iter_mut().zip(quads.as_chunks::<8>().0);
+                    runs.for_each(|(zero, quads)| *zero = quads.iter().sum::<i32>() << bias);
+                }
             }
         }
     }
@@ -129,16 +138,25 @@ struct Rows {
     k: usize,
 }
 
+/// Where products go.
+#[derive(Clone, Copy)]
+struct Out {
+    at: *mut f32,
+    /// From a row to the next.
+    stride: usize,
+    /// Columns: at most a panel's.
+    width: usize,
+}
+
 /// # Safety
-/// The panel has k columns, as have R rows of x; `out` has R rows, `stride` apart, of `columns` columns.
+/// The panel has the runs, as have R rows of x; `out` has R rows, and the totals of the runs before, if there are any.
 #[inline(always)]
 unsafe fn tile<F: Spans, const R: usize>(
     (mut codes, mut scales, mut minima): (*const u8, *const f32, *const f32),
     x: &Rows,
+    these: Range<usize>,
     raised: bool,
-    out: *mut f32,
-    stride: usize,
-    columns: usize,
+    out: Out,
 ) {
     // Quads whose products 16 bits have room for: a pair of them is at most 2 · 128 · (2ᵇ − 1).
     let quads = match F::BITS {
@@ -146,19 +164,28 @@ unsafe fn tile<F: Spans, const R: usize>(
         5 => 4,
         _ => 2,
     };
-    let runs = x.k / F::RUN;
     // SAFETY: the caller's promise.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let mut totals = [[_mm256_setzero_ps(); 2]; R];
-        let mut run = 0;
-        while run < runs {
+        if these.start > 0 {
+            for (i, totals) in totals.iter_mut().enumerate() {
+                let (mut at, mut some) = (out.at.add(i * out.stride), [0.0; PANEL]);
+                if out.width < PANEL {
+                    std::ptr::copy_nonoverlapping(at, some.as_mut_ptr(), out.width);
+                    at = some.as_mut_ptr();
+                }
+                *totals = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];
+            }
+        }
+        let mut run = these.start;
+        while run < these.end {
             let mut sums = [[_mm256_setzero_si256(); 2]; R];
             if F::BITS < 8 {
                 if raised {
                     let mut i = 0;
                     while i < R {
-                        let zero = _mm256_set1_epi32(*x.zeros.add(i * runs + run));
+                        let zero = _mm256_set1_epi32(*x.zeros.add(i * (COLUMNS / F::RUN) + run - these.start));
                         sums[i] = [zero, zero];
                         i += 1;
                     }
@@ -194,7 +221,8 @@ unsafe fn tile<F: Spans, const R: usize>(
                     let weights = [_mm256_loadu_si256(codes.cast()), _mm256_loadu_si256(codes.add(32).cast())];
                     let mut i = 0;
                     while i < R {
-                        let pair = x.wide.add(i * x.k + run * F::RUN + q).cast::<i32>().read_unaligned();
+                        let pair =
+                            x.wide.add(i * COLUMNS + (run - these.start) * F::RUN + q).cast::<i32>().read_unaligned();
                         let pair = _mm256_set1_epi32(pair);
                         sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(weights[0], pair));
                         sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(weights[1], pair));
@@ -227,73 +255,74 @@ unsafe fn tile<F: Spans, const R: usize>(
             run += 1;
         }
         for (i, totals) in totals.into_iter().enumerate() {
-            let mut all = [0.0; PANEL];
-            _mm256_storeu_ps(all.as_mut_ptr(), totals[0]);
-            _mm256_storeu_ps(all.as_mut_ptr().add(8), totals[1]);
-            std::ptr::copy_nonoverlapping(all.as_ptr(), out.add(i * stride), columns);
+            let (to, mut some) = (out.at.add(i * out.stride), [0.0; PANEL]);
+            let at = if out.width < PANEL { some.as_mut_ptr() } else { to };
+            _mm256_storeu_ps(at, totals[0]);
+            _mm256_storeu_ps(at.add(8), totals[1]);
+            if out.width < PANEL {
+                std::ptr::copy_nonoverlapping(at, to, out.width);
+            }
         }
     }
 }
 
-/// # Safety
-/// As [`super::avx2`].
-#[inline(always)]
-pub(super) unsafe fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    assert!(tile.cols() <= TILE, "a tile is as wide as its panels");
-    // SAFETY: the caller's promise.
-    unsafe { expand::dispatch(o, Many(tile)) }
-}
+/// The product by many rows of x.
+pub(super) struct Many<'a, 'b>(pub &'a mut Tile<'b>);
 
-struct Many<'a, 'b>(&'a mut Tile<'b>);
-
-impl expand::Visitor for Many<'_, '_> {
+impl<T: Code> expand::Visitor<T> for Many<'_, '_> {
     #[inline(always)]
-    unsafe fn visit<F: Spans>(self, o: &Operands<'_>) {
+    unsafe fn visit<F: Spans>(self, o: &Operands<'_, T>) {
+        assert!(self.0.cols() <= TILE, "a tile is as wide as its panels");
         // SAFETY: the caller's promise.
-        PANELS.with_borrow_mut(|panels| unsafe { all::<F>(panels, o, self.0) });
+        PANELS.with_borrow_mut(|panels| unsafe { all::<F, T>(panels, o, self.0) });
     }
 }
 
 /// # Safety
 /// As [`super::avx2`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn all<F: Spans>(panels: &mut Panels, o: &Operands<'_>, out: &mut Tile<'_>) {
+unsafe fn all<F: Spans, T: Code>(panels: &mut Panels, o: &Operands<'_, T>, out: &mut Tile<'_>) {
     let (k, m, stride, runs) = (o.k, out.rows(), out.stride(), o.k / F::RUN);
     // SAFETY: the caller's promise.
-    unsafe { panels.fill::<F>(o, out) };
+    unsafe { panels.fill::<F, T>(o, out) };
     let start = out.start();
-    let mut i = 0;
-    while i < m {
-        let (row, count) = (out.first_row() + i, ROWS.min(m - i));
-        panels.take::<F>(o, row, count);
-        for first in (0..out.cols()).step_by(PANEL) {
-            let columns = PANEL.min(out.cols() - first);
-            // SAFETY: rows of x and of the tile are taken below m, columns below the tile's.
-            unsafe {
-                let x = Rows {
-                    codes: o.x.codes.as_ptr().add(row * k),
-                    wide: panels.wide.as_ptr(),
-                    zeros: panels.zeros.as_ptr(),
-                    scales: o.x.scales.as_ptr().add(row * k / 32),
-                    sums: o.x.sums.as_ptr().add(row * k / 32),
-                    k,
-                };
-                let weights = (
-                    panels.codes.as_ptr().add(first * k * size::<F>()),
-                    panels.scales.as_ptr().add(first * runs),
-                    panels.minima.as_ptr().add(first * runs),
-                );
-                let (to, raised) = (start.add(i * stride + first), o.shape.bias.is_some());
-                match count {
-                    1 => tile::<F, 1>(weights, &x, raised, to, stride, columns),
-                    2 => tile::<F, 2>(weights, &x, raised, to, stride, columns),
-                    3 => tile::<F, 3>(weights, &x, raised, to, stride, columns),
-                    4 => tile::<F, 4>(weights, &x, raised, to, stride, columns),
-                    5 => tile::<F, 5>(weights, &x, raised, to, stride, columns),
-                    _ => tile::<F, ROWS>(weights, &x, raised, to, stride, columns),
+    for first_run in (0..runs).step_by(COLUMNS / F::RUN) {
+        let these = first_run..runs.min(first_run + COLUMNS / F::RUN);
+        let begins = first_run * F::RUN;
+        let mut i = 0;
+        while i < m {
+            let (row, count) = (out.first_row() + i, ROWS.min(m - i));
+            panels.take::<F, T>(o, row, count, begins..these.end * F::RUN);
+            for first in (0..out.cols()).step_by(PANEL) {
+                // SAFETY: rows of x and of the tile are taken below m, columns below the tile's.
+                unsafe {
+                    let x = Rows {
+                        codes: o.x.codes.as_ptr().add(row * k).cast(),
+                        wide: panels.wide.as_ptr(),
+                        zeros: panels.zeros.as_ptr(),
+                        scales: o.x.scales.as_ptr().add(row * k / 32),
+                        sums: o.x.sums.as_ptr().add(row * k / 32),
+                        k,
+                    };
+                    let weights = (
+                        panels.codes.as_ptr().add((first * k + PANEL * begins) * size::<F>()),
+                        panels.scales.as_ptr().add(first * runs + PANEL * first_run),
+                        panels.minima.as_ptr().add(first * runs + PANEL * first_run),
+                    );
+                    let width = PANEL.min(out.cols() - first);
+                    let to = Out { at: start.add(i * stride + first), stride, width };
+                    let (these, raised) = (these.clone(), o.shape.bias.is_some());
+                    match count {
+                        1 => tile::<F, 1>(weights, &x, these, raised, to),
+                        2 => tile::<F, 2>(weights, &x, these, raised, to),
+                        3 => tile::<F, 3>(weights, &x, these, raised, to),
+                        4 => tile::<F, 4>(weights, &x, these, raised, to),
+                        5 => tile::<F, 5>(weights, &x, these, raised, to),
+                        _ => tile::<F, ROWS>(weights, &x, these, raised, to),
+                    }
                 }
             }
+            i += count;
         }
-        i += count;
     }
 }

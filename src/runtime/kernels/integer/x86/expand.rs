@@ -327,7 +327,7 @@ impl Form16 for Packed4 {
     #[inline(always)]
     unsafe fn expand(o: &Operands<'_>, i: usize, row: &[u8], first: usize, count: usize, out: &mut Row) {
         if first == 0 {
-            expand::packed_scales(o.weights, i, o.k, out);
+            expand::integer_scales(o.weights, i, o.k, out);
         }
         let bytes = &row[16 * first..][..16 * count];
         // SAFETY: bytes are read below those of `count` runs, the last ones under a mask; there is room for 16 runs.

@@ -1,7 +1,7 @@
 //! Products of activations with a matrix of 2048 × 2048 in each encoding, on one thread: one row of activations (decoding,
 //! in bytes of weights a second) and 256 (prefill, in multiplications and additions a second, two for each weight and row).
 //!
-//! `COMPRESS_ISA=scalar|neon|avx2|avx512 cargo bench --bench kernels` measures another version.
+//! `COMPRESS_ISA=scalar|neon|avx2|avx512|amx cargo bench --bench kernels` measures another version.
 
 mod support;
 

@@ -16,6 +16,7 @@ pub struct Activations<'a> {
     int8_runs: [OnceLock<Int8Runs>; 2],
     int16_runs: OnceLock<Int16Runs>,
     by_nibble: OnceLock<Vec<f32>>,
+    bf16: OnceLock<Bf16Parts>,
 }
 
 /// Columns of int4 codes in 16 words of 32 bits.
@@ -63,6 +64,31 @@ impl<T> Runs<T> {
 /// Codes that may be read past the last one.
 pub const PADDING: usize = 512;
 
+/// 16 rows of 32 columns.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Bf16Tile(pub [[u16; 32]; 16]);
+
+/// Activations as sums of two bf16 numbers each, the second one for what the first leaves, in tiles that are filled up with zeros.
+/// What both leave is below 2⁻¹⁶ of a number. An infinite one leaves a NaN.
+#[derive(Debug)]
+pub struct Bf16Parts {
+    /// `[rows / 16, cols / 32]`: the tile of first numbers and that of second ones.
+    tiles: Vec<[Bf16Tile; 2]>,
+    /// Tiles from 16 rows to the next.
+    across: usize,
+}
+
+impl Bf16Parts {
+    /// The tiles of rows `16 · i …`, from the first column to the last.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn block(&self, i: usize) -> &[[Bf16Tile; 2]] {
+        &self.tiles[i * self.across..][..self.across]
+    }
+}
+
 /// Whose scale a feature of a token shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
@@ -84,6 +110,7 @@ impl<'a> Activations<'a> {
             int8_runs: Default::default(),
             int16_runs: OnceLock::new(),
             by_nibble: OnceLock::new(),
+            bf16: OnceLock::new(),
         }
     }
 
@@ -116,6 +143,26 @@ impl<'a> Activations<'a> {
                 }
             }
             out
+        })
+    }
+
+    /// The form for tiles of bf16, made on the pool's threads if there is one.
+    pub fn bf16(&self, pool: Option<&Pool>) -> &Bf16Parts {
+        self.bf16.get_or_init(|| {
+            let across = self.cols.div_ceil(32);
+            let mut tiles = vec![[Bf16Tile([[0; 32]; 16]); 2]; self.rows.div_ceil(16) * across];
+            let split = |block: usize, tiles: &mut [[Bf16Tile; 2]]| {
+                let rows = self.data[16 * block * self.cols..].chunks_exact(self.cols.max(1)).take(16);
+                vectorise(
+                    #[inline(always)]
+                    || split_rows(rows, tiles),
+                );
+            };
+            match pool {
+                Some(pool) => pool.for_each_chunk(&mut tiles, across, split),
+                None => tiles.chunks_mut(across.max(1)).enumerate().for_each(|(block, tiles)| split(block, tiles)),
+            }
+            Bf16Parts { tiles, across }
         })
     }
 
@@ -212,6 +259,27 @@ impl Code for i16 {
 /// Rows that a thread rounds at a time.
 const LINES: usize = 8;
 
+/// Rounds to the nearest bf16 number, half to even.
+#[inline(always)]
+fn round_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    ((if x.is_nan() { bits | 1 << 22 } else { rounded }) >> 16) as u16
+}
+
+/// Splits up to 16 rows.
+#[inline(always)]
+fn split_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, tiles: &mut [[Bf16Tile; 2]]) {
+    for (i, row) in rows.enumerate() {
+        for (x, [first, second]) in row.chunks(32).zip(tiles.iter_mut()) {
+            for ((x, first), second) in x.iter().zip(&mut first.0[i]).zip(&mut second.0[i]) {
+                *first = round_bf16(*x);
+                *second = round_bf16(x - f32::from_bits(u32::from(*first) << 16));
+            }
+        }
+    }
+}
+
 /// Rounds a token's features; their scale, and the sum of their codes.
 #[inline(always)]
 fn round_token(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
@@ -266,6 +334,7 @@ fn round_half_even(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::testing::Noise;
 
     #[test]
     fn int8_is_symmetric_per_row_and_rounds_half_to_even() {
@@ -294,6 +363,30 @@ mod tests {
             assert_eq!(runs.quads[9], -runs.codes[36..40].iter().map(|code| i32::from(*code)).sum::<i32>());
         }
         assert_eq!(x.int8_runs(Share::Run, &Pool::new(1)).scales, [0.0, 19.0 / 127.0, 19.0 / 127.0, 19.0 / 127.0]);
+    }
+
+    #[test]
+    fn two_bf16_numbers_are_all_but_a_65536th() {
+        let mut noise = Noise::new(31);
+        for (rows, cols) in [(1, 1), (16, 32), (17, 33), (40, 100)] {
+            let data: Vec<f32> = noise.vec(rows * cols).iter().map(|x| x * (20.0 * x).exp()).collect();
+            let x = Activations::new(&data, cols);
+            let parts = x.bf16((rows > 20).then(|| Pool::new(2)).as_ref());
+            let wide = |part: u16| f32::from_bits(u32::from(part) << 16);
+            for block in 0..rows.div_ceil(16) {
+                for (step, [first, second]) in parts.block(block).iter().enumerate() {
+                    for (at, (a, b)) in first.0.as_flattened().iter().zip(second.0.as_flattened()).enumerate() {
+                        let (row, col) = (16 * block + at / 32, 32 * step + at % 32);
+                        let x = if row < rows && col < cols { data[row * cols + col] } else { 0.0 };
+                        assert_eq!(*a, half::bf16::from_f32(x).to_bits());
+                        assert!((wide(*a) + wide(*b) - x).abs() <= x.abs() / 65536.0, "{x}");
+                    }
+                }
+            }
+        }
+        for x in [0.0, -0.0, f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, 257.0 / 256.0, 259.0 / 256.0] {
+            assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
+        }
     }
 
     #[test]

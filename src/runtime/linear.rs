@@ -64,7 +64,10 @@ enum Way {
     /// f32 activations, and weights that are unpacked band by band.
     Unpacked,
     /// f32 activations, and rows that are read where they lie if there are few activations.
-    Float,
+    Float {
+        /// Whether many are multiplied in tiles of bf16.
+        tiles: bool,
+    },
     /// int8 activations by token, and int8 rows.
     Int8,
     /// int8 activations, with scales by token or by run, and rows with a scale for each run.
@@ -84,13 +87,16 @@ impl Way {
             (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
             (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
             (form, _) if Shape::of_integers(&form, cols).is_some() && integer::wide_kernel().is_some() => Way::Wide,
-            _ => Way::Float,
+            _ => Way::Float { tiles: float::kernel().uses_tiles(stored, cols) },
         }
     }
 
     fn method(self) -> Method {
         let (one, many, arithmetic) = match self {
-            Way::Unpacked | Way::Float => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
+            Way::Unpacked | Way::Float { tiles: false } => {
+                (float::kernel().name(), float::kernel().name(), Arithmetic::Float)
+            }
+            Way::Float { tiles: true } => (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Wide => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
@@ -123,7 +129,7 @@ impl Linear for Matrix {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
             (Way::Wide, Some(stored)) => wide(&stored, n, x, out, scratch.is_for_steps(), pool),
-            (Way::Float, Some(stored)) => float(&stored, n, x, out, scratch.is_for_steps(), pool),
+            (Way::Float { tiles }, Some(stored)) => float(&stored, n, x, (tiles, scratch.is_for_steps()), out, pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
@@ -135,8 +141,19 @@ fn few_cols(n: usize, pool: &Pool) -> usize {
     n.div_ceil(4 * pool.threads()).next_multiple_of(32)
 }
 
-fn float(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], steps: bool, pool: &Pool) {
+fn float(
+    stored: &Stored<'_>,
+    n: usize,
+    x: &Activations<'_>,
+    (tiles, steps): (bool, bool),
+    out: &mut [f32],
+    pool: &Pool,
+) {
     let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
+    if tiles && x.rows() >= float::FEW {
+        // Made here on all threads, and not by the first one that needs it while the others wait.
+        x.bf16(Some(pool));
+    }
     tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
         float::kernel().multiply(stored, tile.first_col(), x, steps, &mut tile);
     });

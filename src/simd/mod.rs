@@ -7,6 +7,8 @@
 //! An algorithm is written once, generic over `S: Simd`, as a [`Task`]; [`dispatch`] picks the set at run time. Functions
 //! called within `run` must be inlined into it (`#[inline(always)]`) to be compiled for the set.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod convert;
 pub mod lanes;
 mod set;
@@ -17,7 +19,7 @@ pub use lanes::{Lanes, Mask};
 pub(crate) use set::choose;
 pub use set::{Isa, Kernel, UnknownIsa, requested};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use set::{has_avx2, has_avx512, has_vnni};
+pub(crate) use set::{has_amx, has_avx2, has_avx512, has_vnni};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use set::{has_dot_product, has_neon};
 
@@ -188,6 +190,8 @@ pub fn supported() -> impl Iterator<Item = Isa> {
         Isa::Avx2 => has_avx2(),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => has_avx512(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => has_amx(),
         #[allow(unreachable_patterns)]
         _ => false,
     })

@@ -14,11 +14,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL; VNNI where the processor has it.
     Avx512,
+    /// AMX: tiles of int8 and bf16, beside AVX-512 with VNNI and BF16.
+    Amx,
 }
 
 impl Isa {
     /// Every instruction set, the least first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The name in `COMPRESS_ISA`.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -39,7 +42,7 @@ impl fmt::Display for Isa {
 
 /// `COMPRESS_ISA` has a value that is no instruction set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("environment variable COMPRESS_ISA is `{0}`; expected scalar, neon, avx2 or avx512")]
+#[error("environment variable COMPRESS_ISA is `{0}`; expected scalar, neon, avx2, avx512 or amx")]
 pub struct UnknownIsa(pub String);
 
 /// The instruction set that `COMPRESS_ISA` names, if it is set. Kernels take an unknown name for unset; a program checks
@@ -76,7 +79,7 @@ impl<F> Kernel<F> {
 /// What `COMPRESS_ISA` allows at most.
 pub(crate) fn limit() -> Isa {
     static LIMIT: OnceLock<Isa> = OnceLock::new();
-    *LIMIT.get_or_init(|| requested().ok().flatten().unwrap_or(Isa::Avx512))
+    *LIMIT.get_or_init(|| requested().ok().flatten().unwrap_or(Isa::Amx))
 }
 
 /// The best version of a table (the best first, scalar last) that the processor has and `COMPRESS_ISA` allows.
@@ -102,6 +105,13 @@ pub(crate) fn has_avx512() -> bool {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_vnni() -> bool {
     has_avx512() && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Tiles, beside AVX-512 with VNNI and BF16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_amx() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| has_vnni() && is_x86_feature_detected!("avx512bf16") && super::amx::is_usable())
 }
 
 /// Little-endian, as everything that the kernels read: in a big-endian register lanes lie the other way round.

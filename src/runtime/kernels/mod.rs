@@ -1,12 +1,14 @@
 //! The innermost loops, in versions for several instruction sets. Each kind of loop has a table; the best version that this
 //! processor has is picked once, at run time.
 //!
-//! The environment variable `COMPRESS_ISA` (`scalar`, `neon`, `avx2`, `avx512`) forbids versions above it. It does not reach the
+//! The environment variable `COMPRESS_ISA` (`scalar`, `neon`, `avx2`, `avx512`, `amx`) forbids versions above it. It does not reach the
 //! f32 products of attention, which the crate `gemm` dispatches itself.
 //!
 //! Together with `simd`, the pool of threads and the crate `formats`' memory map, this is the only place with unsafe code; what
 //! it exports is safe.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod float;
 pub mod gemm;
 pub mod int8;
@@ -21,7 +23,7 @@ mod transpose;
 pub use crate::simd::{Isa, Kernel, UnknownIsa, convert, isa, requested};
 use crate::simd::{Simd, Task, choose, dispatch};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{has_avx2, has_avx512, has_vnni};
+use crate::simd::{has_amx, has_avx2, has_avx512, has_vnni};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::{has_dot_product, has_neon};
 

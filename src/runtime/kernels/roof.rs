@@ -61,6 +61,8 @@ static FLOAT: &[Kernel<Multiply>] = &[
 
 static INT8: &[Kernel<Multiply>] = &[
     #[cfg(target_arch = "x86_64")]
+    Kernel { name: "amx int8", isa: Isa::Amx, supported: super::has_amx, function: x86::INT8_AMX },
+    #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::INT8_VNNI },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512", isa: Isa::Avx512, supported: super::has_avx512, function: x86::INT8_AVX512 },
@@ -79,6 +81,8 @@ static INT8: &[Kernel<Multiply>] = &[
 ];
 
 static BFLOAT16: &[Kernel<Multiply>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "amx bf16", isa: Isa::Amx, supported: super::has_amx, function: x86::BFLOAT16_AMX },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 bf16", isa: Isa::Avx512, supported: has_bf16, function: x86::BFLOAT16_AVX512 },
     // Without the instruction, bf16 is widened and multiplied as f32.
@@ -181,6 +185,7 @@ mod x86 {
     use std::hint::black_box;
 
     use super::Multiply;
+    use crate::runtime::kernels::amx::{self, DEPTH, PANEL, ROWS, Tiles};
 
     /// Sums that do not wait for one another: more than an instruction's latency in cycles times those begun in one.
     const SUMS: usize = 12;
@@ -292,6 +297,32 @@ mod x86 {
             }
         }
         black_box(sums);
+    }
+
+    pub(super) const INT8_AMX: Multiply = Multiply { run: int8_amx, operations: 2 * ROWS * PANEL * 4 * DEPTH };
+
+    /// # Safety
+    /// The processor has AMX, and the process may use it.
+    unsafe fn int8_amx(times: usize) {
+        let mut tiles = Tiles::new(DEPTH);
+        // SAFETY: the caller's promise.
+        unsafe {
+            tiles.shape(ROWS);
+            (0..times).for_each(|_| amx::add_int8_again());
+        }
+    }
+
+    pub(super) const BFLOAT16_AMX: Multiply = Multiply { run: bfloat16_amx, operations: 2 * ROWS * PANEL * 2 * DEPTH };
+
+    /// # Safety
+    /// As [`int8_amx`].
+    unsafe fn bfloat16_amx(times: usize) {
+        let mut tiles = Tiles::new(DEPTH);
+        // SAFETY: the caller's promise.
+        unsafe {
+            tiles.shape(ROWS);
+            (0..times).for_each(|_| amx::add_bf16_again());
+        }
     }
 
     pub(super) const INT8_AVX512: Multiply = Multiply { run: int8_avx512, operations: 2 * 32 * SUMS };
@@ -407,7 +438,9 @@ mod tests {
         for (table, least) in [(FLOAT, 16), (BFLOAT16, 16), (INT8, 16)] {
             for kernel in table.iter().filter(|kernel| kernel.is_supported()) {
                 let Multiply { run, operations } = kernel.function;
-                let seconds = |times: usize| {
+                // As many operations of each.
+                let seconds = |size: u32| {
+                    let times = (1usize << size).div_ceil(operations);
                     let mut all: Vec<f64> = (0..5)
                         .map(|_| {
                             let start = std::time::Instant::now();
@@ -421,7 +454,7 @@ mod tests {
                 };
                 assert!(operations >= least);
                 // A loop that was optimised away takes no longer for being longer.
-                assert!(seconds(1 << 20) > 8.0 * seconds(1 << 12), "{}", kernel.name);
+                assert!(seconds(27) > 8.0 * seconds(19), "{}", kernel.name);
             }
         }
         assert_eq!(Arithmetic::Int8.exercise(0), 0);

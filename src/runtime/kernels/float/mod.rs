@@ -2,6 +2,8 @@
 //! f32 in registers, next to the multiply. Decoding reads each row once, where it lies.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod few_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -66,22 +68,31 @@ struct Forms {
     few: Rows,
     /// If it differs.
     many: Option<Rows>,
+    /// Whether many rows of x are multiplied, by so many columns, as two bf16 numbers each.
+    tiles: fn(&Stored<'_>, usize) -> bool,
 }
 
 static TABLE: &[Kernel<Forms>] = &[
     #[cfg(target_arch = "x86_64")]
     Kernel {
+        name: "amx bf16",
+        isa: Isa::Amx,
+        supported: super::has_amx,
+        function: Forms { few: x86::avx512, many: Some(amx::amx), tiles: amx::suits },
+    },
+    #[cfg(target_arch = "x86_64")]
+    Kernel {
         name: "avx512",
         isa: Isa::Avx512,
         supported: super::has_avx512,
-        function: Forms { few: x86::avx512, many: Some(panel::avx512) },
+        function: Forms { few: x86::avx512, many: Some(panel::avx512), tiles: |_, _| false },
     },
     #[cfg(target_arch = "x86_64")]
     Kernel {
         name: "avx2",
         isa: Isa::Avx2,
         supported: super::has_avx2,
-        function: Forms { few: panel_avx2::avx2, many: None },
+        function: Forms { few: panel_avx2::avx2, many: None, tiles: |_, _| false },
     },
     #[cfg(target_arch = "aarch64")]
     Kernel {
@@ -94,7 +105,7 @@ static TABLE: &[Kernel<Forms>] = &[
         name: "scalar",
         isa: Isa::Scalar,
         supported: || true,
-        function: Forms { few: portable::scalar, many: None },
+        function: Forms { few: portable::scalar, many: None, tiles: |_, _| false },
     },
 ];
 
@@ -125,6 +136,16 @@ impl RowKernel {
         self.0.name
     }
 
+    /// Whether a row of x alone gives the same bits as among [`FEW`] rows or more.
+    pub fn has_one_order(self) -> bool {
+        self.0.function.many.is_none()
+    }
+
+    /// Whether many rows of x, of `k` columns, are multiplied in tiles of bf16.
+    pub fn uses_tiles(self, weights: &Stored<'_>, k: usize) -> bool {
+        (self.0.function.tiles)(weights, k)
+    }
+
     /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
     /// the weights. In `steps` of a session a few rows are read as fast as memory allows; else the order of sums does not depend
     /// on how many rows are multiplied together.
@@ -138,7 +159,7 @@ impl RowKernel {
         if k == 0 {
             (0..tile.rows()).for_each(|i| tile.row(i).fill(0.0));
         } else if tile.rows() > 0 && tile.cols() > 0 {
-            let Forms { few, many } = self.0.function;
+            let Forms { few, many, .. } = self.0.function;
             let function = many.filter(|_| tile.rows() >= FEW).unwrap_or(few);
             // SAFETY: a `RowKernel` is only made of a version that the processor supports. Versions take rows of weights by
             // `Stored::row`, which checks its bounds; that rows are long enough for k columns was just checked.

@@ -24,6 +24,10 @@ fn random(noise: &mut Noise, form: &str, n: usize, k: usize, check: impl Fn(&Sto
             let codes = bytes(noise, n * k);
             (Form::Fp8(scales(1)), codes.iter().map(|code| if code & 0x7f == 0x7f { 0x40 } else { *code }).collect())
         }
+        "packed 8 by 32" | "packed 8 by 24" => {
+            let group = if form.ends_with("32") { 32 } else { 24 };
+            (Form::Packed { bits: 8, group, scales: scales(k / group) }, bytes(noise, n * k))
+        }
         "packed 8" => {
             let mut codes = bytes(noise, n * k.div_ceil(4) * 4);
             codes.truncate(n * k.div_ceil(4) * 4);
@@ -43,28 +47,50 @@ fn random(noise: &mut Noise, form: &str, n: usize, k: usize, check: impl Fn(&Sto
 }
 
 #[test]
-fn every_version_multiplies_what_is_unpacked_in_every_form() {
+fn every_version_multiplies_plain_numbers() {
+    every_version_multiplies(&[
+        ("f16", &[1, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+        ("bf16", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+        ("f32", &[1, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+    ]);
+}
+
+#[test]
+fn every_version_multiplies_codes_with_a_scale_for_each_row() {
+    every_version_multiplies(&[
+        ("int8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+        ("fp8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
+        ("packed 8", &[1, 3, 4, 16, 20, 64, 100, 300, 1024]),
+    ]);
+}
+
+#[test]
+fn every_version_multiplies_integers_with_a_scale_for_each_group() {
+    every_version_multiplies(&[
+        ("128", &[128, 256, 1152]),
+        ("32", &[32, 64, 96, 160, 1024]),
+        ("8", &[8, 24, 128, 264]),
+        ("64", &[64, 320]),
+        ("3", &[3, 30]),
+        ("40", &[40, 240]),
+        ("256", &[256, 768]),
+        ("96", &[96, 672]),
+        ("packed 8 by 32", &[32, 96, 544]),
+        ("packed 8 by 24", &[24, 48]),
+    ]);
+}
+
+/// Multiplies what is unpacked, in each form and so many columns.
+fn every_version_multiplies(forms: &[(&str, &[usize])]) {
     let mut noise = Noise::new(11);
     let mut covered = Vec::new();
     for kernel in RowKernel::supported() {
         covered.push(kernel.name());
-        for (form, ks) in [
-            ("f32", &[1usize, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023][..]),
-            ("f16", &[1, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
-            ("bf16", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
-            ("int8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
-            ("fp8", &[1, 3, 15, 16, 17, 63, 64, 65, 130, 300, 1023]),
-            ("packed 8", &[1, 3, 4, 16, 20, 64, 100, 300, 1024]),
-            ("128", &[128, 256, 1152]),
-            ("32", &[32, 64, 96, 160, 1024]),
-            ("8", &[8, 24, 128, 264]),
-            ("64", &[64, 320]),
-            ("3", &[3, 30]),
-            ("40", &[40, 240]),
-            ("256", &[256, 768]),
-        ] {
+        for &(form, ks) in forms {
             for &k in ks {
-                for (m, n) in [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2), (8, 17), (13, 32)] {
+                for (m, n) in
+                    [(1, 1), (1, 5), (2, 3), (3, 2), (4, 1), (5, 3), (7, 2), (8, 17), (13, 32), (17, 18), (35, 3)]
+                {
                     random(&mut noise.clone(), form, n, k, |stored| {
                         let x = Noise::new(k as u64).vec(m * k);
                         let mut w = vec![0.0; n * k];
@@ -83,13 +109,19 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
                         let mut steps = vec![f32::NAN; m * n];
                         kernel.multiply(stored, 0, &x, true, &mut Tile::whole(&mut steps, n));
                         close(&steps, &expected, f64::from(size) * k as f64 * 1e-6);
-                        // A row alone gives what it gives among others.
+                        // A few rows give what they give among others.
+                        for first in (0..m.saturating_sub(FEW)).step_by(5) {
+                            let mut some = vec![f32::NAN; FEW * n];
+                            let x = Activations::new(&x.f32()[first * k..][..FEW * k], k);
+                            kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut some, n));
+                            assert_eq!(some, out[first * n..][..FEW * n], "{form} {k}");
+                        }
+                        // So does a row alone.
                         for i in 0..m {
                             let mut alone = vec![f32::NAN; n];
                             let x = Activations::new(&x.f32()[i * k..][..k], k);
                             kernel.multiply(stored, 0, &x, false, &mut Tile::whole(&mut alone, n));
-                            // AVX-512 has another order of sums for many rows.
-                            if m < FEW || kernel.name() != "avx512" {
+                            if m < FEW || kernel.has_one_order() {
                                 assert_eq!(alone, out[i * n..][..n], "{form} {k}");
                             }
                         }
@@ -102,7 +134,11 @@ fn every_version_multiplies_what_is_unpacked_in_every_form() {
     println!("float rows: covered {}", covered.join(", "));
     assert!(covered.contains(&kernel().name()));
     #[cfg(target_arch = "x86_64")]
-    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512", super::super::has_avx512())] {
+    for (name, present) in [
+        ("avx2", super::super::has_avx2()),
+        ("avx512", super::super::has_avx512()),
+        ("amx bf16", super::super::has_amx()),
+    ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
     #[cfg(target_arch = "aarch64")]
@@ -115,18 +151,35 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
     let scales = 1f32.to_le_bytes().repeat(256);
     let form = Form::Fp8(Scales { dtype: Dtype::F32, bytes: &scales, per_row: 1 });
     let stored = Stored { form, bytes: &codes, row_bytes: 16, order: None, inputs: Inputs::Float };
-    for kernel in RowKernel::supported() {
-        for at in 0..16 {
-            let mut x = vec![0.0; 16];
-            x[at] = 1.0;
-            let mut out = [0.0; 16];
-            kernel.multiply(&stored, 0, &Activations::new(&x, 16), false, &mut Tile::whole(&mut out, 16));
-            for (row, found) in out.iter().enumerate() {
-                let expected = crate::encoding::fp8::decode(codes[row * 16 + at]);
-                // Rows with a NaN are NaN.
-                let nan = row % 8 == 7;
-                assert!(if nan { found.is_nan() } else { *found == expected }, "{row} {at} {}", kernel.name());
+    // Rows of 16 columns, and one of 256, alone and many times.
+    for (k, m) in [(16, 1), (16, 9), (256, 1), (256, 9)] {
+        let n = 256 / k;
+        let stored = Stored { row_bytes: k, ..stored };
+        for kernel in RowKernel::supported() {
+            for at in 0..k {
+                let mut x = vec![0.0; m * k];
+                x.iter_mut().skip(at).step_by(k).for_each(|x| *x = 1.0);
+                let mut out = vec![0.0; m * n];
+                kernel.multiply(&stored, 0, &Activations::new(&x, k), false, &mut Tile::whole(&mut out, n));
+                for (row, found) in out.iter().enumerate() {
+                    let expected = crate::encoding::fp8::decode(codes[row % n * k + at]);
+                    // Rows with a NaN are NaN.
+                    let nan = k == 256 || row % n % 8 == 7;
+                    assert!(if nan { found.is_nan() } else { *found == expected }, "{row} {at} {}", kernel.name());
+                }
             }
+        }
+    }
+    // Without the two NaN, in tiles too.
+    let codes: Vec<u8> = (0..=255u8).filter(|code| code & 0x7f != 0x7f).collect();
+    let stored = Stored { bytes: &codes, row_bytes: 254, ..stored };
+    for kernel in RowKernel::supported() {
+        let mut x = vec![0.0; 254 * 254];
+        x.iter_mut().step_by(255).for_each(|x| *x = 1.0);
+        let mut out = vec![0.0; 254];
+        kernel.multiply(&stored, 0, &Activations::new(&x, 254), false, &mut Tile::whole(&mut out, 1));
+        for (code, found) in codes.iter().zip(out) {
+            assert_eq!(found, crate::encoding::fp8::decode(*code), "{}", kernel.name());
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::encoding::Form;
 use crate::runtime::kernels::tiles::Tile;
 
 /// How 16 numbers become f32. Methods may only run where AVX-512 is there, and are inlined into [`avx512`].
-trait Load {
+pub(super) trait Load {
     /// Bytes of 16 numbers.
     const BYTES: usize;
 
@@ -21,12 +21,12 @@ trait Load {
     unsafe fn load(at: *const u8) -> __m512;
 }
 
-struct F32;
-struct F16;
-struct Bf16;
-struct Signed;
-struct Excess128;
-struct Fp8;
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+pub(super) struct Signed;
+pub(super) struct Excess128;
+pub(super) struct Fp8;
 
 impl Load for F32 {
     const BYTES: usize = 64;

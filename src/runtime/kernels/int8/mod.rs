@@ -1,6 +1,8 @@
 //! Integer dot products of int8 rows: the sums that W8A8 multiplies by its two scales. Every version gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod few_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -39,6 +41,8 @@ struct Operands<'a> {
 type Dot = unsafe fn(Operands<'_>, &mut [i32]);
 
 static TABLE: &[Kernel<Dot>] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel { name: "amx int8", isa: Isa::Amx, supported: super::has_amx, function: amx::amx },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
     #[cfg(target_arch = "x86_64")]
@@ -101,7 +105,7 @@ mod tests {
         let mut covered = Vec::new();
         for kernel in DotKernel::supported() {
             covered.push(kernel.name());
-            for k in [0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1023] {
+            for k in [0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1023, 1090] {
                 for (m, n) in [
                     (0, 1),
                     (1, 0),
@@ -116,6 +120,10 @@ mod tests {
                     (8, 33),
                     (14, 64),
                     (27, 20),
+                    (16, 32),
+                    (17, 31),
+                    (33, 40),
+                    (64, 16),
                 ] {
                     let mut codes = |len: usize| -> Vec<i8> { (0..len).map(|_| noise.next_u64() as i8).collect() };
                     let (weights, x) = (codes(n * k), codes(m * k));
@@ -130,7 +138,11 @@ mod tests {
         println!("int8 dot products: covered {}", covered.join(", "));
         assert!(covered.contains(&kernel().name()));
         #[cfg(target_arch = "x86_64")]
-        for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni())] {
+        for (name, present) in [
+            ("avx2", super::super::has_avx2()),
+            ("avx512 vnni", super::super::has_vnni()),
+            ("amx int8", super::super::has_amx()),
+        ] {
             assert_eq!(covered.contains(&name), present, "{name}");
         }
         #[cfg(target_arch = "aarch64")]

@@ -3,12 +3,13 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::Operands;
 use crate::runtime::kernels::transpose::transpose;
 
 /// Rows of weights in a panel.
-const PANEL: usize = 32;
+pub(super) const PANEL: usize = 32;
 
 thread_local! {
     static CODES: RefCell<Vec<u8>> = RefCell::default();
@@ -30,40 +31,40 @@ pub(super) unsafe fn multiply(o: Operands<'_>, out: &mut [i32]) {
             let columns = PANEL.min(o.n - first);
             // SAFETY: the caller's promise; rows are taken below n, and the buffer holds a panel.
             unsafe {
-                fill(o, first, columns, codes);
+                fill(o, first, columns, 0..o.k, codes);
+                codes.iter_mut().for_each(|code| *code ^= 128);
                 all(o, codes, first, columns, out);
             }
         }
     });
 }
 
+/// Makes a panel of `columns` rows of weights from `first` on, not raised: of their codes in `range`, and zeros up to a multiple
+/// of 64.
+///
 /// # Safety
-/// As [`multiply`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn fill(o: Operands<'_>, first: usize, columns: usize, codes: &mut [u8]) {
-    let whole = o.k - o.k % 64;
+/// The processor has AVX-512 F, BW and VL; the range lies below k, and `codes` has a panel of it.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn fill(o: Operands<'_>, first: usize, columns: usize, range: Range<usize>, codes: &mut [u8]) {
     for half in 0..2 {
         let start = |j: usize| {
             // Columns that there are not are those of the last row again, and are not stored.
             let row = (first + 16 * half + j).min(first + columns - 1);
-            &o.weights[row * o.k..][..o.k]
+            &o.weights[row * o.k..][range.clone()]
         };
         let rows: [&[i8]; 16] = std::array::from_fn(start);
-        for at in (0..o.k).step_by(64) {
+        for at in (0..range.len()).step_by(64) {
             let to = codes[at * PANEL + 64 * half..].as_mut_ptr();
             let mut last = [[0i8; 64]; 16];
-            let starts: [*const u8; 16] = if at < whole {
+            let starts: [*const u8; 16] = if at + 64 <= range.len() {
                 std::array::from_fn(|j| rows[j][at..at + 64].as_ptr().cast())
             } else {
-                last.iter_mut().zip(rows).for_each(|(last, row)| last[..o.k - at].copy_from_slice(&row[at..]));
+                last.iter_mut().zip(rows).for_each(|(last, row)| last[..row.len() - at].copy_from_slice(&row[at..]));
                 std::array::from_fn(|j| last[j].as_ptr().cast())
             };
             // SAFETY: 64 codes of each row; 16 steps of 128 bytes end with the buffer, or 64 bytes before.
             unsafe { transpose(&starts, to, 4 * PANEL) };
         }
-    }
-    for codes in codes.chunks_exact_mut(64) {
-        codes.iter_mut().for_each(|code| *code ^= 128);
     }
 }
 

@@ -35,6 +35,8 @@ type Product = unsafe fn(&Operands<'_>, &mut Tile<'_>);
 
 static TABLE: &[Kernel<Product>] = &[
     #[cfg(target_arch = "x86_64")]
+    Kernel { name: "amx int8", isa: Isa::Amx, supported: super::has_amx, function: x86::amx },
+    #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx512 vnni", isa: Isa::Avx512, supported: super::has_vnni, function: x86::avx512_vnni },
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: avx2::avx2 },

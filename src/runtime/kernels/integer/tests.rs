@@ -57,6 +57,7 @@ fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covere
     let expected: Vec<(f64, f64)> = (0..m * n).map(product).collect();
     let size = expected.iter().fold(0.0, |most: f64, (_, size)| most.max(*size));
     let expected: Vec<f64> = expected.into_iter().map(|(sum, _)| sum).collect();
+    let mut tiles: Option<Vec<f32>> = None;
     for kernel in RunKernel::supported() {
         let mut out = vec![f32::NAN; m * n];
         kernel.multiply(stored, runs, k, &mut Tile::whole(&mut out, n));
@@ -72,6 +73,14 @@ fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covere
             }
         }
         covered.push(kernel.name());
+        // Tiles keep AVX-512's order of sums.
+        match kernel.name() {
+            "amx int8" => tiles = Some(out),
+            "avx512 vnni" => {
+                assert!(tiles.take().is_none_or(|tiles| tiles == out), "{:?} m {m} n {n} k {k}", stored.form)
+            }
+            _ => {}
+        }
     }
 }
 
@@ -83,7 +92,7 @@ fn every_version_multiplies_what_every_block_type_stores() {
         let ks: &[usize] =
             if dtype.block_elements() == 32 { &[32, 64, 96, 544, 1056, 2080] } else { &[256, 512, 1280] };
         for &k in ks {
-            for (m, n) in [(1, 1), (2, 3), (3, 16), (7, 5), (8, 32), (9, 17), (13, 31)] {
+            for (m, n) in [(1, 1), (2, 3), (3, 16), (7, 5), (8, 32), (9, 17), (13, 31), (17, 16), (35, 20)] {
                 let bytes = blocks(&mut noise, dtype, n, k);
                 let order: Vec<u32> = (0..n as u32).rev().collect();
                 for order in [None, Some(&order[..])] {
@@ -100,7 +109,11 @@ fn every_version_multiplies_what_every_block_type_stores() {
     println!("runs of codes: covered {}", covered.join(", "));
     assert!(covered.contains(&kernel().name()));
     #[cfg(target_arch = "x86_64")]
-    for (name, present) in [("avx2", super::super::has_avx2()), ("avx512 vnni", super::super::has_vnni())] {
+    for (name, present) in [
+        ("avx2", super::super::has_avx2()),
+        ("avx512 vnni", super::super::has_vnni()),
+        ("amx int8", super::super::has_amx()),
+    ] {
         assert_eq!(covered.contains(&name), present, "{name}");
     }
     #[cfg(target_arch = "aarch64")]
@@ -113,7 +126,7 @@ fn every_version_multiplies_what_every_block_type_stores() {
 fn packed_integers_are_multiplied_by_int8_too() {
     let mut noise = Noise::new(22);
     for (bits, group, k) in [(4, 32, 96), (4, 128, 384), (4, 64, 2112), (8, 32, 64), (8, 160, 160)] {
-        for (m, n) in [(1, 3), (8, 33 - 1), (10, 7)] {
+        for (m, n) in [(1, 3), (8, 33 - 1), (10, 7), (16, 8), (49, 19)] {
             let scales: Vec<u8> = noise.vec(n * k / group).iter().flat_map(|x| x.to_le_bytes()).collect();
             let bytes: Vec<u8> = (0..n * k * usize::from(bits) / 8).map(|_| noise.next_u64() as u8).collect();
             let scales = Scales { dtype: Dtype::F32, bytes: &scales, per_row: k / group };

@@ -7,29 +7,30 @@ use std::cell::RefCell;
 use super::super::expand::Row;
 use super::super::{Operands, PANEL};
 use super::expand::{self, Form16};
+use crate::runtime::kernels::amx::{Line, bytes_of};
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose;
 
 /// Columns that are multiplied before the next ones are: their codes stay in the first cache while all of x passes.
-const COLUMNS: usize = 1024;
+pub(super) const COLUMNS: usize = 1024;
 
 /// A panel.
 #[derive(Default)]
-struct Panel {
+pub(super) struct Panel {
     rows: Vec<Row>,
     k: usize,
     /// `[k / 4, PANEL, 4]`
-    codes: Vec<u8>,
+    pub codes: Vec<Line>,
     /// `[runs, PANEL]`
-    scales: Vec<f32>,
+    pub scales: Vec<f32>,
     /// `[runs, PANEL]`
-    minima: Vec<f32>,
+    pub minima: Vec<f32>,
     /// `[rows of x, runs]`: what sums begin with, for codes that are raised.
     zeros: Vec<i32>,
 }
 
 thread_local! {
-    static PANELS: RefCell<Panel> = RefCell::default();
+    pub(super) static PANELS: RefCell<Panel> = RefCell::default();
 }
 
 impl Panel {
@@ -38,13 +39,13 @@ impl Panel {
     /// # Safety
     /// As [`multiply`].
     #[inline(always)]
-    unsafe fn fill<F: Form16>(&mut self, o: &Operands<'_>, tile: &Tile<'_>) {
+    pub unsafe fn fill<F: Form16>(&mut self, o: &Operands<'_>, tile: &Tile<'_>) {
         let (k, runs) = (o.k, o.k / o.shape.run);
         if self.k != k {
             *self = Self { k, rows: (0..16).map(|_| Row::new(k)).collect(), ..Self::default() };
         }
         // Whole 64 columns are written.
-        self.codes.resize(k.next_multiple_of(64) * PANEL, 0);
+        self.codes.resize(k.next_multiple_of(64) * PANEL / 64, Line([0; 64]));
         self.scales.resize(runs * PANEL, 0.0);
         self.minima.resize(runs * PANEL, 0.0);
         for half in 0..2 {
@@ -66,11 +67,17 @@ impl Panel {
             }
             for at in (0..k).step_by(64) {
                 let starts = std::array::from_fn(|j| self.rows[j].codes[at..at + 64].as_ptr());
-                let to = &mut self.codes[(at * PANEL) + 64 * half..];
+                let to = &mut bytes_of(&mut self.codes)[(at * PANEL) + 64 * half..];
                 // SAFETY: 64 codes of each row; 16 steps of 128 bytes end with the buffer, or 64 bytes before.
                 unsafe { transpose(&starts, to.as_mut_ptr(), 4 * PANEL) };
             }
         }
+    }
+
+    /// What sums of the tile begin with.
+    #[inline(always)]
+    fn begin(&mut self, o: &Operands<'_>, tile: &Tile<'_>) {
+        let (k, runs) = (o.k, o.k / o.shape.run);
         self.zeros.clear();
         if let Some(bias) = o.shape.bias {
             let quads = &o.x.quads[tile.first_row() * k / 4..][..tile.rows() * k / 4];
@@ -205,6 +212,7 @@ unsafe fn run_all<F: Form16>(panel: &mut Panel, o: &Operands<'_>, tile: &mut Til
     // SAFETY: the caller's promise.
     unsafe {
         panel.fill::<F>(o, tile);
+        panel.begin(o, tile);
         match (F::RUN, F::MINIMA) {
             (16, _) => all::<16, false>(panel, o, tile),
             (_, false) => all::<32, false>(panel, o, tile),
@@ -235,7 +243,7 @@ unsafe fn all<const RUN: usize, const MINIMA: bool>(panel: &Panel, o: &Operands<
                     runs: k / RUN,
                 };
                 let weights = (
-                    panel.codes.as_ptr().add(at * PANEL),
+                    panel.codes.as_ptr().cast::<u8>().add(at * PANEL),
                     panel.scales.as_ptr().add(at / RUN * PANEL),
                     panel.minima.as_ptr().add(at / RUN * PANEL),
                 );

@@ -116,7 +116,7 @@ fn piece(f: Activation, x: &mut [f32]) {
 /// x ≥ 0 (the form of Abramowitz and Stegun, 1964, 7.1.26; p and P were fitted anew, of one degree more).
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    const P: [f32; 6] = [0.301_583_57, 0.390_841_26, -0.041_424_1, 0.759_711_92, -0.518_036_74, 0.107_324_11];
+    const P: [f32; 6] = [0.301_583_57, 0.390_841_26, -0.041_424_1, 0.759_711_9, -0.518_036_7, 0.107_324_11];
     let size = x.abs();
     let t = 1.0 / (1.0 + 0.55 * size);
     let sum = P.iter().rev().fold(0.0, |sum, p| sum * t + p) * t;

@@ -9,6 +9,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 pub mod float;
 pub mod gemm;
 pub mod int8;

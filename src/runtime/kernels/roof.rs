@@ -186,15 +186,13 @@ mod x86 {
 
     use super::Multiply;
     use crate::runtime::kernels::amx::{self, DEPTH, PANEL, ROWS, Tiles};
+    use crate::runtime::kernels::avx2::STREAMS;
 
     /// Sums that do not wait for one another: more than an instruction's latency in cycles times those begun in one.
     const SUMS: usize = 12;
 
     /// How far ahead memory is asked for, in numbers: 2 KiB.
     const AHEAD: usize = 256;
-
-    /// Places that AVX2 reads in turn.
-    const STREAMS: usize = 4;
 
     #[target_feature(enable = "avx512f")]
     pub(super) fn read_avx512(buffer: &[u64]) -> u64 {

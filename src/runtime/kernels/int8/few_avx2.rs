@@ -6,10 +6,7 @@ use std::cell::RefCell;
 
 use super::Operands;
 use super::panel_avx2::{sixteen, widen};
-
-/// Rows of weights that are read in turn, each with as many rows between it and the next: memory gives more to several
-/// readers than to one, but not if they share a page.
-const STREAMS: usize = 4;
+use crate::runtime::kernels::avx2::{STREAMS, across_integers};
 
 /// The most rows of x.
 const MOST: usize = 3;
@@ -118,9 +115,7 @@ unsafe fn dots<const M: usize>(rows: [&[i8]; STREAMS], x: &[i16], width: usize) 
         let mut totals = [[0; M]; STREAMS];
         for (totals, sums) in totals.iter_mut().zip(sums) {
             for (total, sum) in totals.iter_mut().zip(sums) {
-                let four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-                let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
-                *total = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two)));
+                *total = across_integers(sum);
             }
         }
         totals

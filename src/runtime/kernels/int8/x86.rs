@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx2::across_integers;
 use super::tile::{Vector, tile};
 use super::{Operands, few_avx2, panel, panel_avx2};
 
@@ -160,11 +161,7 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn total(sums: __m256i, _: i32) -> i32 {
         // SAFETY: the instruction set is there.
-        unsafe {
-            let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
-            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two)))
-        }
+        unsafe { across_integers(sums) }
     }
 }
 

@@ -8,14 +8,11 @@ use std::cell::RefCell;
 use super::super::Operands;
 use super::super::expand::{self, Row};
 use crate::encoding::Form;
+use crate::runtime::kernels::avx2::{STREAMS, across};
 use crate::runtime::kernels::tiles::Tile;
 
 /// Columns whose codes are read at a time.
 const COLUMNS: usize = 64;
-
-/// Rows of weights that are read in turn, each with as many rows between it and the next: memory gives more to several
-/// readers than to one, but not if they share a page.
-const STREAMS: usize = 4;
 
 /// How far ahead of the loads a row is asked for.
 const AHEAD: usize = 1024;
@@ -155,9 +152,7 @@ unsafe fn dots<const M: usize>(
         let mut totals = [[0.0; M]; STREAMS];
         for (totals, sums) in totals.iter_mut().zip(sums) {
             for (total, all) in totals.iter_mut().zip(sums) {
-                let four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                *total = _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)));
+                *total = across(all);
             }
         }
         totals

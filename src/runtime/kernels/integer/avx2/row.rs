@@ -7,11 +7,8 @@ use super::super::Operands;
 use super::super::expand::Row;
 use super::expand::{self, Spans, for_each_pair, for_each_step};
 use super::{Code, SPAN};
+use crate::runtime::kernels::avx2::{STREAMS, across};
 use crate::runtime::kernels::tiles::Tile;
-
-/// Rows of weights that are read in turn, each with as many rows between it and the next: memory gives more to several
-/// readers than to one, but not if they share a page.
-const STREAMS: usize = 4;
 
 /// How far ahead of the loads a row is asked for.
 const AHEAD: usize = 1024;
@@ -80,9 +77,7 @@ impl Sums {
         // SAFETY: the instruction set is there.
         unsafe {
             let all = _mm256_sub_ps(_mm256_add_ps(self.products[0], self.products[1]), self.less);
-            let four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            across(all)
         }
     }
 }

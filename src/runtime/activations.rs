@@ -15,8 +15,23 @@ pub struct Activations<'a> {
     int8: OnceLock<Int8Activations>,
     int8_runs: [OnceLock<Int8Runs>; 2],
     int16_runs: OnceLock<Int16Runs>,
+    by_six: OnceLock<Vec<f32>>,
     by_nibble: OnceLock<Vec<f32>>,
     bf16: OnceLock<Bf16Parts>,
+}
+
+/// Rows whose numbers of a column lie together in [`Activations::by_six`].
+pub const SIX: usize = 6;
+
+/// How loops for many rows want f32 activations to lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// [`Activations::f32`]
+    Rows,
+    /// [`Activations::by_six`]
+    BySix,
+    /// [`Activations::bf16`]
+    Bf16,
 }
 
 /// Columns of int4 codes in 16 words of 32 bits.
@@ -109,6 +124,7 @@ impl<'a> Activations<'a> {
             int8: OnceLock::new(),
             int8_runs: Default::default(),
             int16_runs: OnceLock::new(),
+            by_six: OnceLock::new(),
             by_nibble: OnceLock::new(),
             bf16: OnceLock::new(),
         }
@@ -127,6 +143,37 @@ impl<'a> Activations<'a> {
     /// `[rows, cols]`, row-major.
     pub fn f32(&self) -> &'a [f32] {
         self.data
+    }
+
+    /// Makes a layout on the pool's threads, so that the first one that needs it does not make it while the others wait.
+    pub fn lay_out(&self, layout: Layout, pool: &Pool) {
+        match layout {
+            Layout::Rows => {}
+            Layout::BySix => _ = self.by_six(Some(pool)),
+            Layout::Bf16 => _ = self.bf16(Some(pool)),
+        }
+    }
+
+    /// The f32 form by groups of [`SIX`] rows, the last of which may have fewer: of each group, the numbers of column q of all
+    /// rows, then those of column q + 1. The group of rows `i ..` begins at `i · cols`. It is made on the pool's threads if
+    /// there is one.
+    pub fn by_six(&self, pool: Option<&Pool>) -> &[f32] {
+        self.by_six.get_or_init(|| {
+            let mut out = vec![0.0; self.data.len()];
+            let group = SIX * self.cols.max(1);
+            let turn = |i: usize, out: &mut [f32]| {
+                let x = &self.data[i * group..][..out.len()];
+                vectorise(
+                    #[inline(always)]
+                    || turn(x, self.cols, out),
+                );
+            };
+            match pool {
+                Some(pool) => pool.for_each_chunk(&mut out, group, turn),
+                None => out.chunks_mut(group).enumerate().for_each(|(i, out)| turn(i, out)),
+            }
+            out
+        })
     }
 
     /// The f32 form in the order in which int4 codes come out of vectors of 16 words: of each [`NIBBLES`] columns, those of
@@ -267,6 +314,22 @@ fn round_bf16(x: f32) -> u16 {
     ((if x.is_nan() { bits | 1 << 22 } else { rounded }) >> 16) as u16
 }
 
+/// Turns up to [`SIX`] rows into columns.
+#[inline(always)]
+fn turn(x: &[f32], cols: usize, out: &mut [f32]) {
+    if x.len() == SIX * cols {
+        let rows: [&[f32]; SIX] = std::array::from_fn(|i| &x[i * cols..][..cols]);
+        for (q, out) in out.as_chunks_mut::<SIX>().0.iter_mut().enumerate() {
+            out.iter_mut().zip(rows).for_each(|(out, row)| *out = row[q]);
+        }
+    } else {
+        let rows = x.len() / cols.max(1);
+        for (q, out) in out.chunks_exact_mut(rows.max(1)).enumerate() {
+            out.iter_mut().zip(x[q..].iter().step_by(cols)).for_each(|(out, x)| *out = *x);
+        }
+    }
+}
+
 /// Splits up to 16 rows.
 #[inline(always)]
 fn split_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, tiles: &mut [[Bf16Tile; 2]]) {
@@ -363,6 +426,24 @@ mod tests {
             assert_eq!(runs.quads[9], -runs.codes[36..40].iter().map(|code| i32::from(*code)).sum::<i32>());
         }
         assert_eq!(x.int8_runs(Share::Run, &Pool::new(1)).scales, [0.0, 19.0 / 127.0, 19.0 / 127.0, 19.0 / 127.0]);
+    }
+
+    #[test]
+    fn groups_of_six_rows_are_turned() {
+        let mut noise = Noise::new(7);
+        for (rows, cols) in [(1, 1), (6, 3), (11, 40), (24, 5), (3, 0)] {
+            let data = noise.vec(rows * cols);
+            let x = Activations::new(&data, cols);
+            for pool in [None, Some(Pool::new(3))] {
+                let turned = Activations::new(&data, cols);
+                let turned = turned.by_six(pool.as_ref());
+                for (at, number) in x.f32().iter().enumerate() {
+                    let (row, q) = (at / cols, at % cols);
+                    let first = row / SIX * SIX;
+                    assert_eq!(*number, turned[first * cols + q * SIX.min(rows - first) + row - first], "{row} {q}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use formats::Dtype;
 
-use super::activations::{Activations, Share};
+use super::activations::{Activations, Layout, Share};
 use super::kernels::float;
 use super::kernels::int8::{self, MOST_COLUMNS};
 use super::kernels::integer::{self, Shape};
@@ -65,8 +65,8 @@ enum Way {
     Unpacked,
     /// f32 activations, and rows that are read where they lie if there are few activations.
     Float {
-        /// Whether many are multiplied in tiles of bf16.
-        tiles: bool,
+        /// How many activations are laid out.
+        many: Layout,
     },
     /// int8 activations by token, and int8 rows.
     Int8,
@@ -87,16 +87,16 @@ impl Way {
             (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
             (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
             (form, _) if Shape::of_integers(&form, cols).is_some() && integer::wide_kernel().is_some() => Way::Wide,
-            _ => Way::Float { tiles: float::kernel().uses_tiles(stored, cols) },
+            _ => Way::Float { many: float::kernel().layout(stored, cols) },
         }
     }
 
     fn method(self) -> Method {
         let (one, many, arithmetic) = match self {
-            Way::Unpacked | Way::Float { tiles: false } => {
-                (float::kernel().name(), float::kernel().name(), Arithmetic::Float)
+            Way::Float { many: Layout::Bf16 } => {
+                (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16)
             }
-            Way::Float { tiles: true } => (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16),
+            Way::Unpacked | Way::Float { .. } => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Wide => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
@@ -129,7 +129,7 @@ impl Linear for Matrix {
             (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
             (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
             (Way::Wide, Some(stored)) => wide(&stored, n, x, out, scratch.is_for_steps(), pool),
-            (Way::Float { tiles }, Some(stored)) => float(&stored, n, x, (tiles, scratch.is_for_steps()), out, pool),
+            (Way::Float { many }, Some(stored)) => float(&stored, n, x, (many, scratch.is_for_steps()), out, pool),
             _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
         }
     }
@@ -145,14 +145,13 @@ fn float(
     stored: &Stored<'_>,
     n: usize,
     x: &Activations<'_>,
-    (tiles, steps): (bool, bool),
+    (many, steps): (Layout, bool),
     out: &mut [f32],
     pool: &Pool,
 ) {
     let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
-    if tiles && x.rows() >= float::FEW {
-        // Made here on all threads, and not by the first one that needs it while the others wait.
-        x.bf16(Some(pool));
+    if x.rows() >= float::FEW {
+        x.lay_out(many, pool);
     }
     tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
         float::kernel().multiply(stored, tile.first_col(), x, steps, &mut tile);

@@ -17,6 +17,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::tiles::Tile;
@@ -25,6 +26,9 @@ use super::{Isa, Kernel};
 use crate::encoding::Form;
 use crate::encoding::Stored;
 use crate::runtime::Activations;
+use crate::runtime::activations::Layout;
+#[cfg(doc)]
+use crate::runtime::activations::SIX;
 
 pub use portable::{fits, unpack};
 
@@ -68,8 +72,8 @@ struct Forms {
     few: Rows,
     /// If it differs.
     many: Option<Rows>,
-    /// Whether many rows of x are multiplied, by so many columns, as two bf16 numbers each.
-    tiles: fn(&Stored<'_>, usize) -> bool,
+    /// How many rows of x, of so many columns, are wanted.
+    layout: fn(&Stored<'_>, usize) -> Layout,
 }
 
 static TABLE: &[Kernel<Forms>] = &[
@@ -78,34 +82,34 @@ static TABLE: &[Kernel<Forms>] = &[
         name: "amx bf16",
         isa: Isa::Amx,
         supported: super::has_amx,
-        function: Forms { few: x86::avx512, many: Some(amx::amx), tiles: amx::suits },
+        function: Forms { few: x86::avx512, many: Some(amx::amx), layout: amx::layout },
     },
     #[cfg(target_arch = "x86_64")]
     Kernel {
         name: "avx512",
         isa: Isa::Avx512,
         supported: super::has_avx512,
-        function: Forms { few: x86::avx512, many: Some(panel::avx512), tiles: |_, _| false },
+        function: Forms { few: x86::avx512, many: Some(panel::avx512), layout: |_, _| Layout::Rows },
     },
     #[cfg(target_arch = "x86_64")]
     Kernel {
         name: "avx2",
         isa: Isa::Avx2,
         supported: super::has_avx2,
-        function: Forms { few: panel_avx2::avx2, many: None, tiles: |_, _| false },
+        function: Forms { few: panel_avx2::avx2, many: None, layout: |_, _| Layout::BySix },
     },
     #[cfg(target_arch = "aarch64")]
     Kernel {
         name: "neon",
         isa: Isa::Neon,
         supported: super::has_neon,
-        function: Forms { few: neon::neon, many: None },
+        function: Forms { few: neon::neon, many: None, layout: |_, _| Layout::Rows },
     },
     Kernel {
         name: "scalar",
         isa: Isa::Scalar,
         supported: || true,
-        function: Forms { few: portable::scalar, many: None, tiles: |_, _| false },
+        function: Forms { few: portable::scalar, many: None, layout: |_, _| Layout::Rows },
     },
 ];
 
@@ -141,9 +145,9 @@ impl RowKernel {
         self.0.function.many.is_none()
     }
 
-    /// Whether many rows of x, of `k` columns, are multiplied in tiles of bf16.
-    pub fn uses_tiles(self, weights: &Stored<'_>, k: usize) -> bool {
-        (self.0.function.tiles)(weights, k)
+    /// How many rows of x, of `k` columns, are wanted.
+    pub fn layout(self, weights: &Stored<'_>, k: usize) -> Layout {
+        (self.0.function.layout)(weights, k)
     }
 
     /// A tile of x · Wᵀ. With [`FEW`] rows or more, it has at most [`PANEL`] columns. The tile's first column is row `first` of
@@ -168,30 +172,52 @@ impl RowKernel {
     }
 }
 
-/// out += g · w.
-type AddTimes = unsafe fn(&[f32], usize, &[f32], usize, usize, &mut Tile<'_>);
+/// out += g · w, and how g is wanted.
+#[derive(Debug, Clone, Copy)]
+struct AddTimes {
+    layout: Layout,
+    function: unsafe fn(&Activations<'_>, Range<usize>, &[f32], usize, &mut Tile<'_>),
+}
 
 static ADD_TIMES: &[Kernel<AddTimes>] = &[
     #[cfg(target_arch = "x86_64")]
-    Kernel { name: "avx2", isa: Isa::Avx2, supported: super::has_avx2, function: panel_avx2::add_times },
-    Kernel { name: "scalar", isa: Isa::Scalar, supported: || true, function: portable::add_times },
+    Kernel {
+        name: "avx2",
+        isa: Isa::Avx2,
+        supported: super::has_avx2,
+        function: AddTimes { layout: Layout::BySix, function: panel_avx2::add_times },
+    },
+    Kernel {
+        name: "scalar",
+        isa: Isa::Scalar,
+        supported: || true,
+        function: AddTimes { layout: Layout::Rows, function: portable::add_times },
+    },
 ];
 
-/// The tile of out += g · w, where g has rows of `n` columns, `stride` apart, the first of which is the tile's first row, and w
-/// `n` rows, `k` apart, the first column being the tile's. Sums go through rows of w one by one, so that they do not depend on
-/// how many rows g has.
+fn adding() -> AddTimes {
+    static CHOSEN: OnceLock<AddTimes> = OnceLock::new();
+    *CHOSEN.get_or_init(|| super::choose(ADD_TIMES).function)
+}
+
+/// How [`add_times`] wants g.
+pub fn add_times_layout() -> Layout {
+    adding().layout
+}
+
+/// The tile of out += g · w over `columns` of g, of which w has one row each, `stride` apart, the first number being that of the
+/// tile's first column. Sums go through rows of w one by one, so that they do not depend on how many rows g has.
 ///
 /// # Panics
-/// If the operands do not reach as far as the tile.
-pub fn add_times(g: &[f32], stride: usize, w: &[f32], k: usize, n: usize, tile: &mut Tile<'_>) {
-    static CHOSEN: OnceLock<&Kernel<AddTimes>> = OnceLock::new();
-    if n == 0 || tile.rows() == 0 || tile.cols() == 0 {
+/// If the operands do not reach as far as the tile, or the tile begins or ends within a group of [`SIX`] rows of g.
+pub fn add_times(g: &Activations<'_>, columns: Range<usize>, w: &[f32], stride: usize, tile: &mut Tile<'_>) {
+    if columns.is_empty() || tile.rows() == 0 || tile.cols() == 0 {
         return;
     }
-    assert!((tile.rows() - 1) * stride + n <= g.len(), "g has the tile's rows");
-    assert!((n - 1) * k + tile.cols() <= w.len(), "w has the tile's columns");
+    assert!(tile.first_row() + tile.rows() <= g.rows() && columns.end <= g.cols(), "g has the tile's rows");
+    assert!((columns.len() - 1) * stride + tile.cols() <= w.len(), "w has the tile's columns");
     // SAFETY: `choose` returns what the processor supports; the lengths were just checked.
-    unsafe { (CHOSEN.get_or_init(|| super::choose(ADD_TIMES)).function)(g, stride, w, k, n, tile) }
+    unsafe { (adding().function)(g, columns, w, stride, tile) }
 }
 
 #[cfg(test)]

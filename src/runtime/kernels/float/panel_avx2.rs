@@ -4,11 +4,14 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use formats::Dtype;
 
 use super::{Operands, PANEL as TILE, few_avx2, portable};
 use crate::encoding::Form;
+use crate::runtime::Activations;
+use crate::runtime::activations::SIX;
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose_8;
 use crate::simd::convert;
@@ -53,7 +56,6 @@ pub(super) unsafe fn avx2(o: &Operands<'_>, tile: &mut Tile<'_>) {
 /// As [`avx2`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (panels, rows): &mut Buffers) {
-    let (m, stride, first_row) = (tile.rows(), tile.stride(), tile.first_row());
     let mut scales = [1.0; TILE];
     o.own_scales(j, &mut scales[..cols]);
     for first in (0..o.k).step_by(COLUMNS) {
@@ -85,12 +87,9 @@ unsafe fn panels(o: &Operands<'_>, tile: &mut Tile<'_>, j: usize, cols: usize, (
         let last = first + columns == o.k;
         for (panel, at) in panels.chunks_exact(PANEL * COLUMNS).zip((0..cols).step_by(PANEL)) {
             let scales = last.then(|| &scales[at..at + PANEL]);
-            // SAFETY: rows of x and of the tile are taken below m, columns below k and the tile's.
-            unsafe {
-                let x = o.x.f32().as_ptr().add(first_row * o.k + first);
-                let out = Out { at: tile.start().add(j + at), stride, width: PANEL.min(cols - at), begun: first > 0 };
-                product(panel, x, (m, o.k, columns), scales, out);
-            }
+            let width = PANEL.min(cols - at);
+            // SAFETY: columns are taken below k and the tile's.
+            unsafe { product(panel, o.x, first..first + columns, scales, (j + at, width, first > 0), tile) };
         }
     }
 }
@@ -107,28 +106,32 @@ fn ahead(o: &Operands<'_>, row: usize, first: usize) {
     }
 }
 
-/// out `[rows, k]` += g `[rows, n]` · w `[n, k]`, rows of w being `k` apart, of g `stride`.
+/// [`super::add_times`]
 ///
 /// # Safety
-/// The processor has AVX2 and FMA; `g` has the tile's rows and as many columns as w has rows, w those of the tile.
+/// The processor has AVX2 and FMA; `g` has the tile's rows and `columns`, of which w has as many rows, of the tile's columns.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn add_times(g: &[f32], stride: usize, w: &[f32], k: usize, n: usize, tile: &mut Tile<'_>) {
-    let (m, cols, out_stride) = (tile.rows(), tile.cols(), tile.stride());
+pub(super) unsafe fn add_times(
+    g: &Activations<'_>,
+    columns: Range<usize>,
+    w: &[f32],
+    stride: usize,
+    tile: &mut Tile<'_>,
+) {
+    let cols = tile.cols();
     BUFFERS.with_borrow_mut(|(panels, _)| {
         panels.resize(COLUMNS * TILE, 0.0);
         let panel = &mut panels[..COLUMNS * PANEL];
-        for first in (0..n).step_by(COLUMNS) {
-            let count = COLUMNS.min(n - first);
+        for first in columns.clone().step_by(COLUMNS) {
+            let count = COLUMNS.min(columns.end - first);
+            let w = &w[(first - columns.start) * stride..];
             for at in (0..cols).step_by(PANEL) {
                 let width = PANEL.min(cols - at);
                 for (l, row) in panel.as_chunks_mut::<PANEL>().0.iter_mut().take(count).enumerate() {
-                    row[..width].copy_from_slice(&w[(first + l) * k + at..][..width]);
+                    row[..width].copy_from_slice(&w[l * stride + at..][..width]);
                 }
                 // SAFETY: the caller's promise.
-                unsafe {
-                    let out = Out { at: tile.start().add(at), stride: out_stride, width, begun: true };
-                    product(panel, g.as_ptr().add(first), (m, stride, count), None, out);
-                }
+                unsafe { product(panel, g, first..first + count, None, (at, width, true), tile) };
             }
         }
     });
@@ -220,39 +223,45 @@ struct Out {
     begun: bool,
 }
 
-/// `m` rows of x, `k` apart, times a panel of `columns` columns, and times `scales`.
+/// The tile's rows of x times a panel of as many `columns`, and times `scales`. What the tile has in columns `at .. at + width` is
+/// replaced, or, if it is begun, added to.
 ///
 /// # Safety
-/// The panel and the rows of x have so many columns; `out` has `m` rows.
+/// The panel and x have so many columns, x the tile's rows, and the tile as many columns as are written.
+///
+/// # Panics
+/// If the tile cuts through a group of [`SIX`] rows of x.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product(
     panel: &[f32],
-    x: *const f32,
-    (m, k, columns): (usize, usize, usize),
+    x: &Activations<'_>,
+    columns: Range<usize>,
     scales: Option<&[f32]>,
-    out: Out,
+    (at, width, begun): (usize, usize, bool),
+    tile: &mut Tile<'_>,
 ) {
-    debug_assert!(panel.len() >= columns * PANEL);
-    let mut i = 0;
-    while i < m {
-        // SAFETY: the caller's promise: rows are taken below m.
-        unsafe {
-            let x = x.add(i * k);
-            let to = Out { at: out.at.add(i * out.stride), ..out };
-            macro_rules! group {
-                ($r:literal) => {{
-                    rows::<$r>(panel.as_ptr(), x, k, columns, scales, to);
-                    i += $r;
-                }};
-            }
-            match m - i {
-                1 => group!(1),
-                2 => group!(2),
-                3 => group!(3),
-                4 => group!(4),
-                5 => group!(5),
-                _ => group!(6),
-            }
+    debug_assert!(panel.len() >= columns.len() * PANEL);
+    let (first, end, stride) = (tile.first_row(), tile.first_row() + tile.rows(), tile.stride());
+    assert!(first.is_multiple_of(SIX) && (end.is_multiple_of(SIX) || end == x.rows()), "whole groups of rows");
+    let (numbers, k, panel) = (x.by_six(None), x.cols(), panel.as_ptr());
+    for i in (first..end).step_by(SIX) {
+        macro_rules! group {
+            ($r:literal) => {{
+                let x = numbers[i * k..][columns.start * $r..columns.end * $r].as_chunks::<$r>().0;
+                // SAFETY: the caller's promise; rows are taken below the tile's.
+                unsafe {
+                    let out = Out { at: tile.start().add((i - first) * stride + at), stride, width, begun };
+                    rows::<$r>(panel, x, scales, out);
+                }
+            }};
+        }
+        match end - i {
+            1 => group!(1),
+            2 => group!(2),
+            3 => group!(3),
+            4 => group!(4),
+            5 => group!(5),
+            _ => group!(6),
         }
     }
 }
@@ -260,28 +269,33 @@ unsafe fn product(
 /// # Safety
 /// As [`product`], for R rows.
 #[inline(always)]
-unsafe fn rows<const R: usize>(
-    panel: *const f32,
-    x: *const f32,
-    k: usize,
-    columns: usize,
-    scales: Option<&[f32]>,
-    out: Out,
-) {
+unsafe fn rows<const R: usize>(panel: *const f32, x: &[[f32; R]], scales: Option<&[f32]>, out: Out) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        let mut q = 0;
-        while q < columns {
-            let weights = [_mm256_loadu_ps(panel.add(PANEL * q)), _mm256_loadu_ps(panel.add(PANEL * q + 8))];
-            let mut i = 0;
-            while i < R {
-                let x = _mm256_set1_ps(*x.add(i * k + q));
-                sums[i][0] = _mm256_fmadd_ps(weights[0], x, sums[i][0]);
-                sums[i][1] = _mm256_fmadd_ps(weights[1], x, sums[i][1]);
-                i += 1;
-            }
-            q += 1;
+        let mut weights = panel;
+        macro_rules! column {
+            ($x:expr) => {
+                let own = [_mm256_loadu_ps(weights), _mm256_loadu_ps(weights.add(8))];
+                weights = weights.add(PANEL);
+                let mut i = 0;
+                while i < R {
+                    let x = _mm256_set1_ps($x[i]);
+                    sums[i][0] = _mm256_fmadd_ps(own[0], x, sums[i][0]);
+                    sums[i][1] = _mm256_fmadd_ps(own[1], x, sums[i][1]);
+                    i += 1;
+                }
+            };
+        }
+        let (fours, rest) = x.as_chunks::<4>();
+        for four in fours {
+            column!(four[0]);
+            column!(four[1]);
+            column!(four[2]);
+            column!(four[3]);
+        }
+        for x in rest {
+            column!(x);
         }
         for (i, [mut low, mut high]) in sums.into_iter().enumerate() {
             let to = out.at.add(i * out.stride);

@@ -1,9 +1,12 @@
 //! A row is unpacked by pieces that stay in the first cache, and multiplied. Compiled for each instruction set.
 
+use std::ops::Range;
+
 use formats::Dtype;
 
 use super::Operands;
 use crate::encoding::{Form, Scales, Stored, fp8, ggml, plain::Real};
+use crate::runtime::Activations;
 use crate::runtime::kernels::tiles::Tile;
 use crate::simd::convert;
 
@@ -132,12 +135,13 @@ pub(super) fn avx512(o: &Operands<'_>, tile: &mut Tile<'_>) {
 }
 
 /// [`super::add_times`]
-pub(super) fn add_times(g: &[f32], stride: usize, w: &[f32], k: usize, n: usize, tile: &mut Tile<'_>) {
-    let cols = tile.cols();
+pub(super) fn add_times(g: &Activations<'_>, columns: Range<usize>, w: &[f32], stride: usize, tile: &mut Tile<'_>) {
+    let (first, cols) = (tile.first_row(), tile.cols());
     for i in 0..tile.rows() {
         let out = tile.row(i);
-        for (l, g) in g[i * stride..][..n].iter().enumerate() {
-            out.iter_mut().zip(&w[l * k..][..cols]).for_each(|(y, w)| *y += g * w);
+        let g = &g.f32()[(first + i) * g.cols()..][columns.clone()];
+        for (g, w) in g.iter().zip(w.chunks(stride)) {
+            out.iter_mut().zip(&w[..cols]).for_each(|(y, w)| *y += g * w);
         }
     }
 }

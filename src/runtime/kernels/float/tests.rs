@@ -190,22 +190,23 @@ fn every_version_adds_products_and_a_row_alone_gives_what_it_gives_among_others(
     let mut covered = Vec::new();
     for kernel in ADD_TIMES.iter().filter(|kernel| kernel.is_supported()) {
         covered.push(kernel.name);
+        let add = kernel.function.function;
         for (m, n, k) in [(1, 1, 1), (2, 300, 17), (7, 5, 40), (13, 700, 16), (6, 256, 33)] {
             let (g, w, before) = (noise.vec(m * (n + 3)), noise.vec(n * k), noise.vec(m * k));
             let expected: Vec<f64> = (0..m * k)
                 .map(|at| {
-                    let terms = (0..n).map(|l| f64::from(g[at / k * (n + 3) + l]) * f64::from(w[l * k + at % k]));
+                    let terms = (0..n).map(|l| f64::from(g[at / k * (n + 3) + 2 + l]) * f64::from(w[l * k + at % k]));
                     f64::from(before[at]) + terms.sum::<f64>()
                 })
                 .collect();
             let mut out = before.clone();
             // SAFETY: supported, and the operands have the tile's rows and columns.
-            unsafe { (kernel.function)(&g, n + 3, &w, k, n, &mut Tile::whole(&mut out, k)) };
+            unsafe { add(&Activations::new(&g, n + 3), 2..n + 2, &w, k, &mut Tile::whole(&mut out, k)) };
             close(&out, &expected, 1e-4);
             for i in 0..m {
-                let mut alone = before[i * k..][..k].to_vec();
+                let (row, mut alone) = (&g[i * (n + 3)..][..n + 3], before[i * k..][..k].to_vec());
                 // SAFETY: the same.
-                unsafe { (kernel.function)(&g[i * (n + 3)..], n + 3, &w, k, n, &mut Tile::whole(&mut alone, k)) };
+                unsafe { add(&Activations::new(row, n + 3), 2..n + 2, &w, k, &mut Tile::whole(&mut alone, k)) };
                 assert_eq!(alone, out[i * k..][..k], "{} {m} {n} {k}", kernel.name);
             }
         }

@@ -1,5 +1,6 @@
 //! Sums of outer products: Σ a bᵀ over pairs of rows.
 
+use crate::runtime::activations::SIX;
 use crate::runtime::kernels::gemm::{View, times};
 use crate::runtime::kernels::tiles::Tile;
 use crate::threads::Pool;
@@ -10,13 +11,13 @@ pub const RUN: usize = 1024;
 
 /// Rows of the sums that are a piece of work, if they are long and if not: fewer, and preparing what they are multiplied by would
 /// take a good part of the time.
-const HEIGHT: [usize; 2] = [128, 64];
+const HEIGHT: [usize; 2] = [21 * SIX, 11 * SIX];
 
 /// Columns of long rows.
 const LONG: usize = 1024;
 
 /// Columns of the sums that are computed together.
-const WIDTH: usize = 256;
+const WIDTH: usize = 512;
 
 /// Which sums are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

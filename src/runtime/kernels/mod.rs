@@ -1,8 +1,8 @@
 //! The innermost loops, in versions for several instruction sets. Each kind of loop has a table; the best version that this
 //! processor has is picked once, at run time.
 //!
-//! The environment variable `COMPRESS_ISA` (`scalar`, `neon`, `avx2`, `avx512`, `amx`) forbids versions above it. It does not reach the
-//! f32 products of attention, which the crate `gemm` dispatches itself.
+//! The environment variable `COMPRESS_ISA` (`scalar`, `neon`, `avx2`, `avx512`, `amx`) forbids versions above it. It does not reach
+//! what the crate `gemm` multiplies, which dispatches itself.
 //!
 //! Together with `simd`, the pool of threads and the crate `formats`' memory map, this is the only place with unsafe code; what
 //! it exports is safe.
@@ -18,6 +18,8 @@ pub mod integer;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod roof;
+#[cfg(target_arch = "x86_64")]
+mod six_avx2;
 pub mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
@@ -44,11 +46,12 @@ pub fn vectorise<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// The loops and the version chosen for each, for reports.
-pub fn chosen() -> [(&'static str, &'static str); 4] {
+pub fn chosen() -> [(&'static str, &'static str); 5] {
     [
         ("int8 rows", int8::kernel().name()),
         ("blocks and packed integers by int8", integer::kernel().name()),
         ("any weights by f32", float::kernel().name()),
         ("f16 to f32", convert::f16_kernel()),
+        ("f32 matrix products", gemm::kernel()),
     ]
 }

@@ -12,15 +12,10 @@ use super::{Operands, PANEL as TILE, few_avx2, portable};
 use crate::encoding::Form;
 use crate::runtime::Activations;
 use crate::runtime::activations::SIX;
+use crate::runtime::kernels::six_avx2::{COLUMNS, Out, PANEL, rows};
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose_8;
 use crate::simd::convert;
-
-/// Rows of weights in a panel.
-const PANEL: usize = 16;
-
-/// Columns that are multiplied before the next ones are: a panel of them stays in the first cache while all of x passes.
-pub(super) const COLUMNS: usize = 256;
 
 /// Panels as wide as a tile, and rows before they are transposed.
 type Buffers = (Vec<f32>, Vec<f32>);
@@ -211,18 +206,6 @@ pub(super) unsafe fn fp8(codes: __m128i) -> __m256 {
     }
 }
 
-/// Where a product goes.
-#[derive(Clone, Copy)]
-struct Out {
-    at: *mut f32,
-    /// From a row to the next.
-    stride: usize,
-    /// Columns: at most a panel's.
-    width: usize,
-    /// Whether it is added to what is there.
-    begun: bool,
-}
-
 /// The tile's rows of x times a panel of as many `columns`, and times `scales`. What the tile has in columns `at .. at + width` is
 /// replaced, or, if it is begun, added to.
 ///
@@ -245,78 +228,12 @@ unsafe fn product(
     assert!(first.is_multiple_of(SIX) && (end.is_multiple_of(SIX) || end == x.rows()), "whole groups of rows");
     let (numbers, k, panel) = (x.by_six(None), x.cols(), panel.as_ptr());
     for i in (first..end).step_by(SIX) {
-        macro_rules! group {
-            ($r:literal) => {{
-                let x = numbers[i * k..][columns.start * $r..columns.end * $r].as_chunks::<$r>().0;
-                // SAFETY: the caller's promise; rows are taken below the tile's.
-                unsafe {
-                    let out = Out { at: tile.start().add((i - first) * stride + at), stride, width, begun };
-                    rows::<$r>(panel, x, scales, out);
-                }
-            }};
-        }
-        match end - i {
-            1 => group!(1),
-            2 => group!(2),
-            3 => group!(3),
-            4 => group!(4),
-            5 => group!(5),
-            _ => group!(6),
-        }
-    }
-}
-
-/// # Safety
-/// As [`product`], for R rows.
-#[inline(always)]
-unsafe fn rows<const R: usize>(panel: *const f32, x: &[[f32; R]], scales: Option<&[f32]>, out: Out) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        let mut weights = panel;
-        macro_rules! column {
-            ($x:expr) => {
-                let own = [_mm256_loadu_ps(weights), _mm256_loadu_ps(weights.add(8))];
-                weights = weights.add(PANEL);
-                let mut i = 0;
-                while i < R {
-                    let x = _mm256_set1_ps($x[i]);
-                    sums[i][0] = _mm256_fmadd_ps(own[0], x, sums[i][0]);
-                    sums[i][1] = _mm256_fmadd_ps(own[1], x, sums[i][1]);
-                    i += 1;
-                }
-            };
-        }
-        let (fours, rest) = x.as_chunks::<4>();
-        for four in fours {
-            column!(four[0]);
-            column!(four[1]);
-            column!(four[2]);
-            column!(four[3]);
-        }
-        for x in rest {
-            column!(x);
-        }
-        for (i, [mut low, mut high]) in sums.into_iter().enumerate() {
-            let to = out.at.add(i * out.stride);
-            let mut all = [0.0; PANEL];
-            let here = if out.width == PANEL { to } else { all.as_mut_ptr() };
-            if out.begun {
-                if out.width < PANEL {
-                    std::ptr::copy_nonoverlapping(to, here, out.width);
-                }
-                low = _mm256_add_ps(low, _mm256_loadu_ps(here));
-                high = _mm256_add_ps(high, _mm256_loadu_ps(here.add(8)));
-            }
-            if let Some(scales) = scales {
-                low = _mm256_mul_ps(low, _mm256_loadu_ps(scales.as_ptr()));
-                high = _mm256_mul_ps(high, _mm256_loadu_ps(scales.as_ptr().add(8)));
-            }
-            _mm256_storeu_ps(here, low);
-            _mm256_storeu_ps(here.add(8), high);
-            if out.width < PANEL {
-                std::ptr::copy_nonoverlapping(here, to, out.width);
-            }
+        let count = SIX.min(end - i);
+        let x = &numbers[i * k..][columns.start * count..columns.end * count];
+        // SAFETY: the caller's promise; rows are taken below the tile's.
+        unsafe {
+            let out = Out { at: tile.start().add((i - first) * stride + at), stride, width, begun };
+            rows(panel, x, count, scales, out);
         }
     }
 }

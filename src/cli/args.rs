@@ -210,9 +210,9 @@ pub struct Common {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
-    /// Most memory in use beyond the mapped input
-    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
-    pub memory: bytesize::ByteSize,
+    /// Most memory in use beyond the mapped input [default: 512MiB; where a text chooses codes, a quarter of the machine's, 3GiB at most]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<bytesize::ByteSize>,
     /// Read the input by offset instead of mapping it (for network file systems)
     #[arg(long)]
     pub no_mmap: bool,
@@ -513,7 +513,7 @@ mod tests {
     fn commands_and_flags_parse() {
         let cli = Cli::parse_from(["compress", "m.safetensors", "--int8", "--keep", "a", "--keep", "b"]);
         assert!(cli.compress.recipe.int8 && cli.compress.recipe.keep == ["a", "b"]);
-        assert_eq!(cli.compress.write.common.memory.0, 512 << 20);
+        assert!(cli.compress.write.common.memory.is_none());
         assert!(matches!(Cli::parse_from(["compress", "inspect", "m"]).command, Some(Command::Inspect(_))));
         for wrong in [
             &["compress"][..],

@@ -57,7 +57,7 @@ pub fn run(args: &CompressArgs, wanted: Wanted) -> Result<(), Failure> {
     let original = write::open(model, &args.write.common)?;
     let (target, output) = target(&original, args.budget.to, args.output.as_deref())?;
     let method = args.recipe.method.unwrap_or(if args.recipe.search { Method::Search } else { Method::Best });
-    let job = progress::job(&args.write.common)?;
+    let job = progress::job_with_sums(&args.write.common)?;
     let started = Instant::now();
     let mut candidates = Candidates::new(&original, target, method, &output)?;
     if let Wanted::Within(budget) = wanted {

@@ -39,7 +39,8 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let original = write::open(model, &args.write.common)?;
     let calibration = calibration(&args.calibration, &recipe, &original, &args.write)?;
     let (target, output) = target(&original, &recipe, args.output.as_deref())?;
-    let job = progress::job(&args.write.common)?;
+    let by_text = calibration.is_some() && recipe.quantizes_by_text();
+    let job = if by_text { progress::job_with_sums } else { progress::job }(&args.write.common)?;
     let started = Instant::now();
     let reshaped = match recipe.parts.is_empty() {
         true => None,

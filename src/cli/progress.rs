@@ -22,7 +22,19 @@ pub fn job(common: &Common) -> Result<Job, Failure> {
         (false, true) => Arc::new(Bar::default()),
         (false, false) => Arc::new(Lines),
     };
-    Ok(Job { pool: Arc::new(Pool::new(common.threads)), memory: common.memory.0, cancel, progress })
+    let memory = common.memory.map_or(Job::DEFAULT_MEMORY, |memory| memory.0);
+    Ok(Job { pool: Arc::new(Pool::new(common.threads)), memory, cancel, progress })
+}
+
+/// [`job`] where a text chooses codes, which takes sums over the inputs of a matrix: without `--memory` a quarter of the
+/// machine's, between the default and 3 GiB.
+pub fn job_with_sums(common: &Common) -> Result<Job, Failure> {
+    const MOST: u64 = 3 << 30;
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().trim_end_matches("kB").trim().parse().ok());
+    let room = (total.unwrap_or(0u64).saturating_mul(1024) / 4).clamp(Job::DEFAULT_MEMORY, MOST);
+    let job = job(common)?;
+    Ok(Job { memory: if common.memory.is_none() { room } else { job.memory }, ..job })
 }
 
 /// A bar by bytes.

@@ -6,7 +6,10 @@ use crate::family::Transformer;
 use crate::quantizer::least_squares;
 
 /// Multiplications that may be taken: about three quarters of an hour on two cores with AVX2.
-const LIMIT: f64 = 200e12;
+const LIMIT: f64 = 160e12;
+
+/// What a multiplication counts where codes are looked for: beside products, there is a choice for each weight.
+const SEARCH: f64 = 1.7;
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,15 +50,15 @@ impl Effort {
         let costs = Costs::of(t, metric.samples);
         // Both models, and experts of one again; feedback, target and judgement.
         let passes = if t.experts.is_some() { 2.6 } else { 2.0 };
-        let mut estimate = tokens as f64 * (passes * costs.forward + costs.inputs) + costs.factors + 3.0 * costs.rows;
-        estimate += (1.0 + sweeps as f64) * costs.rows;
+        let mut search = (4.0 + sweeps as f64) * costs.rows;
         if fisher.is_some() {
-            estimate += metric.tokens as f64 * costs.backward;
-            estimate += sweeps as f64 * (costs.together + 0.5 * costs.rows);
+            search += sweeps as f64 * (costs.together + 0.5 * costs.rows);
         }
         if compared {
-            estimate += 2.0 * costs.rows + if fisher.is_some() { costs.together } else { 0.0 };
+            search += 2.0 * costs.rows + if fisher.is_some() { costs.together } else { 0.0 };
         }
+        let walk = tokens as f64 * (passes * costs.forward + costs.inputs);
+        let estimate = walk + metric.tokens as f64 * costs.backward + costs.factors + SEARCH * search;
         Self { fisher, codes: least_squares::Effort { sweeps, compared }, estimate, thorough: estimate }
     }
 

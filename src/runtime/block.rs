@@ -194,9 +194,9 @@ impl Block {
             let stream = &hidden[rows.start * width..rows.end * width];
             let normalised = self.input(stream, &self.attention_norms, context);
             let x = Activations::new(normalised.as_deref().unwrap_or(stream), width);
-            a.q.forward(&x, &mut q[rows.start * queries..rows.end * queries], context);
-            a.k.forward(&x, &mut k[rows.start * keys..rows.end * keys], context);
-            a.v.forward(&x, &mut v[rows.start * keys..rows.end * keys], context);
+            let q = &mut q[rows.start * queries..rows.end * queries];
+            let (k, v) = (&mut k[rows.start * keys..rows.end * keys], &mut v[rows.start * keys..rows.end * keys]);
+            Projection::forward_all([(&a.q, q), (&a.k, k), (&a.v, v)], &x, context);
         }
         if let Some([q_norm, k_norm]) = &a.head_norms {
             q_norm.apply(&mut q, context.pool);

@@ -57,8 +57,7 @@ impl Dense {
             }
             Some(gate) => {
                 let mut gated = vec![0.0; x.rows() * width];
-                gate.forward(x, &mut gated, context);
-                self.up.forward(x, &mut up, context);
+                Projection::forward_all([(gate, &mut gated), (&self.up, &mut up)], x, context);
                 activation::gate(self.activation, &mut gated, &up, context.pool);
                 gated
             }

@@ -7,11 +7,11 @@ use formats::Dtype;
 use super::activations::{Activations, Layout, Share};
 use super::kernels::float;
 use super::kernels::int8::{self, MOST_COLUMNS};
-use super::kernels::integer::{self, Shape};
+use super::kernels::integer::{self, Shape, WideKernel};
 use super::kernels::roof::Arithmetic;
-use super::kernels::tiles;
+use super::kernels::tiles::{self, Tiles};
 use super::scratch::Scratch;
-use crate::encoding::{Form, Inputs, Rows, Stored};
+use crate::encoding::{Form, Inputs, Rows, Scales, Stored};
 use crate::threads::Pool;
 
 /// A matrix that multiplies activations: y = x · Wᵀ. Shapes are checked when it is built, so that multiplying cannot fail.
@@ -28,11 +28,20 @@ pub trait Linear: Send + Sync {
     /// How it multiplies, for reports.
     fn method(&self) -> Method;
 
-    /// out `[x.rows(), out_features]` = x · Wᵀ. The result does not depend on the number of threads.
+    /// The work that makes out `[x.rows(), out_features]` = x · Wᵀ, cut for the pool's threads. The result does not depend on
+    /// how many there are.
     ///
     /// # Panics
     /// If x does not have `in_features` columns or out has another length.
-    fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool);
+    fn tiles<'a>(&'a self, x: &'a Activations<'_>, out: &'a mut [f32], scratch: &'a Scratch, pool: &Pool) -> Tiles<'a>;
+
+    /// Does the work of [`Linear::tiles`].
+    ///
+    /// # Panics
+    /// The same.
+    fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
+        Tiles::on(pool, vec![self.tiles(x, out, scratch, pool)]);
+    }
 }
 
 /// How a matrix is multiplied.
@@ -59,7 +68,7 @@ struct Matrix {
 }
 
 /// How a matrix is multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Way {
     /// f32 activations, and weights that are unpacked band by band.
     Unpacked,
@@ -73,7 +82,7 @@ enum Way {
     /// int8 activations, with scales by token or by run, and rows with a scale for each run.
     Runs(Share),
     /// int16 activations, with scales by run, in the place of f32 ones, and rows of integers.
-    Wide,
+    Wide(WideKernel),
 }
 
 impl Way {
@@ -86,8 +95,10 @@ impl Way {
             (Form::Int8(_), Inputs::Int8) if stored.order.is_none() && cols <= MOST_COLUMNS => Way::Int8,
             (Form::Blocks(_), Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Run),
             (Form::Packed { .. }, Inputs::Int8) if Shape::of(&stored.form, cols).is_some() => Way::Runs(Share::Token),
-            (form, _) if Shape::of_integers(&form, cols).is_some() && integer::wide_kernel().is_some() => Way::Wide,
-            _ => Way::Float { many: float::kernel().layout(stored, cols) },
+            (form, _) => match integer::wide_kernel().filter(|_| Shape::of_integers(&form, cols).is_some()) {
+                Some(kernel) => Way::Wide(kernel),
+                None => Way::Float { many: float::kernel().layout(stored, cols) },
+            },
         }
     }
 
@@ -98,7 +109,7 @@ impl Way {
             }
             Way::Unpacked | Way::Float { .. } => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
-            Way::Wide => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
+            Way::Wide(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Int8 => (int8::kernel().name(), int8::kernel().name(), Arithmetic::Int8),
         };
         Method { one, many, arithmetic }
@@ -122,71 +133,95 @@ impl Linear for Matrix {
         self.way.method()
     }
 
-    fn forward(&self, x: &Activations<'_>, out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
+    fn tiles<'a>(&'a self, x: &'a Activations<'_>, out: &'a mut [f32], scratch: &'a Scratch, pool: &Pool) -> Tiles<'a> {
         let (n, k) = (self.rows.rows(), self.rows.cols());
         assert!(x.cols() == k && out.len() == x.rows() * n, "x and out fit the matrix");
         match (self.way, self.rows.stored()) {
-            (Way::Int8, Some(stored)) => int8(&stored, x, out, scratch, pool),
-            (Way::Runs(share), Some(stored)) => runs(&stored, n, x, share, out, pool),
-            (Way::Wide, Some(stored)) => wide(&stored, n, x, out, scratch.is_for_steps(), pool),
-            (Way::Float { many }, Some(stored)) => float(&stored, n, x, (many, scratch.is_for_steps()), out, pool),
-            _ => unpacked(n, x, out, scratch, pool, |first, band| self.rows.read(first, band)),
+            (Way::Int8, Some(Stored { form: Form::Int8(scales), bytes, .. })) => {
+                int8((bytes, scales), x, out, scratch, pool)
+            }
+            (Way::Runs(share), Some(stored)) => runs(stored, n, x, share, out, pool),
+            (Way::Wide(kernel), Some(stored)) => wide((stored, kernel), n, x, out, scratch.is_for_steps(), pool),
+            (Way::Float { many }, Some(stored)) => float(stored, n, x, (many, scratch.is_for_steps()), out, pool),
+            _ => unpacked(n, x, out, scratch, |first, band| self.rows.read(first, band)),
         }
     }
 }
 
 /// Weights' rows in a tile, with few rows of x: a few tiles for each thread, so that all end together, and no more, since
-/// at the beginning of each there is nothing yet that was fetched ahead.
-fn few_cols(n: usize, pool: &Pool) -> usize {
-    n.div_ceil(4 * pool.threads()).next_multiple_of(32)
+/// at the beginning of each there is nothing yet that was fetched ahead. Of small matrices fewer: a thread that asks for the
+/// next tile waits longer than it takes to read some kilobytes.
+fn few_cols(n: usize, row_bytes: usize, pool: &Pool) -> usize {
+    const BYTES: usize = 32 << 10;
+
+    let (threads, rows) = (pool.threads(), BYTES / row_bytes.max(1));
+    n.div_ceil(4 * threads).max(rows).min(n.div_ceil(threads)).next_multiple_of(32)
 }
 
-fn float(
-    stored: &Stored<'_>,
+fn float<'a>(
+    stored: Stored<'a>,
     n: usize,
-    x: &Activations<'_>,
+    x: &'a Activations<'_>,
     (many, steps): (Layout, bool),
-    out: &mut [f32],
+    out: &'a mut [f32],
     pool: &Pool,
-) {
-    let cols = if x.rows() < float::FEW { few_cols(n, pool) } else { float::PANEL };
+) -> Tiles<'a> {
+    let cols = if x.rows() < float::FEW { few_cols(n, stored.row_bytes, pool) } else { float::PANEL };
     if x.rows() >= float::FEW {
         x.lay_out(many, pool);
     }
-    tiles::for_each(pool, out, n, &[0, x.rows()], cols, |mut tile| {
-        float::kernel().multiply(stored, tile.first_col(), x, steps, &mut tile);
-    });
+    Tiles::of(out, n, vec![0, x.rows()], cols, move |mut tile| {
+        float::kernel().multiply(&stored, tile.first_col(), x, steps, &mut tile);
+    })
 }
 
-fn runs(stored: &Stored<'_>, n: usize, x: &Activations<'_>, share: Share, out: &mut [f32], pool: &Pool) {
+fn runs<'a>(
+    stored: Stored<'a>,
+    n: usize,
+    x: &'a Activations<'_>,
+    share: Share,
+    out: &'a mut [f32],
+    pool: &Pool,
+) -> Tiles<'a> {
     let (kernel, k, rows) = (integer::kernel(), x.cols(), x.rows());
     let x = x.int8_runs(share, pool);
-    let cols = if rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
-    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, &mut tile));
+    let cols = if rows < integer::FEW { few_cols(n, stored.row_bytes, pool) } else { integer::PANEL };
+    Tiles::of(out, n, vec![0, rows], cols, move |mut tile| kernel.multiply(&stored, x, k, &mut tile))
 }
 
-fn wide(stored: &Stored<'_>, n: usize, x: &Activations<'_>, out: &mut [f32], steps: bool, pool: &Pool) {
-    let Some(kernel) = integer::wide_kernel() else { return };
+fn wide<'a>(
+    (stored, kernel): (Stored<'a>, WideKernel),
+    n: usize,
+    x: &'a Activations<'_>,
+    out: &'a mut [f32],
+    steps: bool,
+    pool: &Pool,
+) -> Tiles<'a> {
     let (k, rows) = (x.cols(), x.rows());
     let x = x.int16_runs(pool);
-    let cols = if steps && rows < integer::FEW { few_cols(n, pool) } else { integer::PANEL };
-    tiles::for_each(pool, out, n, &[0, rows], cols, |mut tile| kernel.multiply(stored, x, k, steps, &mut tile));
+    let cols = if steps && rows < integer::FEW { few_cols(n, stored.row_bytes, pool) } else { integer::PANEL };
+    Tiles::of(out, n, vec![0, rows], cols, move |mut tile| kernel.multiply(&stored, x, k, steps, &mut tile))
 }
 
-fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scratch, pool: &Pool) {
+fn int8<'a>(
+    (bytes, scales): (&'a [u8], Scales<'a>),
+    x: &'a Activations<'_>,
+    out: &'a mut [f32],
+    scratch: &'a Scratch,
+    pool: &Pool,
+) -> Tiles<'a> {
     /// Rows of x in a tile: many, so that what is made of the weights once for them does not show.
     const TILE_ROWS: usize = 512;
     /// Weights' rows in a tile.
     const TILE_COLS: usize = 64;
 
-    let Form::Int8(scales) = stored.form else { return };
-    let codes: &[i8] = bytemuck::cast_slice(stored.bytes);
+    let codes: &[i8] = bytemuck::cast_slice(bytes);
     let (rows, k) = (x.rows(), x.cols());
     let n = out.len() / rows.max(1);
     let int8 = x.int8(pool);
     let kernel = int8::kernel();
-    let tile_cols = if rows < float::FEW { few_cols(n, pool) } else { TILE_COLS };
-    tiles::for_each(pool, out, n, &tiles::cuts(rows, TILE_ROWS), tile_cols, |mut tile| {
+    let tile_cols = if rows < float::FEW { few_cols(n, k, pool) } else { TILE_COLS };
+    Tiles::of(out, n, tiles::cuts(rows, TILE_ROWS), tile_cols, move |mut tile| {
         let (first_row, rows, first_col, cols) = (tile.first_row(), tile.rows(), tile.first_col(), tile.cols());
         let mut own = vec![0.0; cols];
         scales.read(first_col, &mut own);
@@ -201,20 +236,19 @@ fn int8(stored: &Stored<'_>, x: &Activations<'_>, out: &mut [f32], scratch: &Scr
                 }
             }
         });
-    });
+    })
 }
 
 /// Unpacks a band of rows at a time, once for all of x, and multiplies it.
-fn unpacked(
+fn unpacked<'a>(
     n: usize,
-    x: &Activations<'_>,
-    out: &mut [f32],
-    scratch: &Scratch,
-    pool: &Pool,
-    unpack: impl Fn(usize, &mut [f32]) + Send + Sync,
-) {
+    x: &'a Activations<'_>,
+    out: &'a mut [f32],
+    scratch: &'a Scratch,
+    unpack: impl Fn(usize, &mut [f32]) + Send + Sync + 'a,
+) -> Tiles<'a> {
     let (rows, k) = (x.rows(), x.cols());
-    tiles::for_each(pool, out, n, &[0, rows], float::PANEL, |mut tile| {
+    Tiles::of(out, n, vec![0, rows], float::PANEL, move |mut tile| {
         scratch.floats(tile.cols() * k, |buffer| {
             unpack(tile.first_col(), buffer);
             // By the same kernel as rows that lie in memory, so that it does not show in the last bits how they lie.
@@ -229,7 +263,7 @@ fn unpacked(
             let stored = Stored { form, bytes, row_bytes: 4 * k, order: None, inputs: Inputs::Float };
             float::kernel().multiply(&stored, 0, x, false, &mut tile);
         });
-    });
+    })
 }
 
 #[cfg(test)]
@@ -275,7 +309,7 @@ mod tests {
                 let mut first: Option<Vec<f32>> = None;
                 for threads in [1, 2, 5] {
                     let mut out = vec![f32::NAN; m * n];
-                    linear.forward(&activations, &mut out, &mut Scratch::default(), &Pool::new(threads));
+                    linear.forward(&activations, &mut out, &Scratch::default(), &Pool::new(threads));
                     close(&out, &expected, 2e-5);
                     assert_eq!(first.get_or_insert_with(|| out.clone()), &out, "threads change nothing");
                 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::block::{AttentionPart, Block, Norms};
 use super::feed_forward::{Dense, Expert, FeedForward, Mixture};
 use super::linear::{Linear, from_rows};
+use super::kernels::tiles::Tiles;
 use super::observer::Observer;
 use super::ops::attention::Attention;
 use super::ops::embedding::{Tables, embed};
@@ -45,11 +46,24 @@ impl Projection {
 
     /// out `[rows, out_features]` = x · Wᵀ + b, after telling the observer.
     pub fn forward(&self, x: &Activations<'_>, out: &mut [f32], context: &mut Context<'_>) {
-        self.tell(x, context);
-        self.linear.forward(x, out, context.scratch, context.pool);
-        if let Some(bias) = &self.bias {
-            out.chunks_exact_mut(bias.len().max(1))
-                .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        Self::forward_all([(self, out)], x, context);
+    }
+
+    /// [`Projection::forward`] of several that share x: threads wait for one another once.
+    pub fn forward_all<const N: usize>(
+        all: [(&Self, &mut [f32]); N],
+        x: &Activations<'_>,
+        context: &mut Context<'_>,
+    ) {
+        all.iter().for_each(|(projection, _)| projection.tell(x, context));
+        let (mut all, scratch, pool) = (all, &*context.scratch, context.pool);
+        let tiles = all.iter_mut().map(|(projection, out)| projection.linear.tiles(x, out, scratch, pool));
+        Tiles::on(pool, tiles.collect());
+        for (projection, out) in all {
+            if let Some(bias) = &projection.bias {
+                out.chunks_exact_mut(bias.len().max(1))
+                    .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+            }
         }
     }
 

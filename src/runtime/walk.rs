@@ -406,4 +406,43 @@ mod tests {
         assert_eq!(groups(&[0, 4, 8, 9, 30, 31], 1), [0..1, 1..2, 2..3, 3..4, 4..5]);
         assert_eq!(groups(&[0, 0, 0, 5], 1), [0..2, 2..3]);
     }
+
+    /// How often each place's input was told.
+    #[derive(Default)]
+    struct Told(std::collections::BTreeMap<crate::family::Slot, usize>);
+
+    impl Observer for Told {
+        fn input(&mut self, _: usize, place: super::super::Place, x: &super::super::Activations<'_>) {
+            *self.0.entry(place.slot).or_default() += x.rows();
+        }
+    }
+
+    #[test]
+    fn a_half_that_stopped_before_its_last_matrix_goes_on_from_there() {
+        use crate::family::Slot;
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kjv-nano");
+        let checkpoint = std::sync::Arc::new(crate::loader::Checkpoint::open(&folder, &Default::default()).unwrap());
+        let model = super::super::load(&checkpoint).unwrap();
+        let models = [&model];
+        let windows: Vec<Vec<u32>> = (0..4).map(|i| (0..40).map(|token| 7 * i + token).collect()).collect();
+        // In memory, and in a file.
+        for memory in [1 << 30, 1 << 16] {
+            let job = Job { memory, ..Job::new(2) };
+            let mut straight = Walk::begin(&models, &windows, &job).unwrap();
+            let mut halting = Walk::begin(&models, &windows, &job).unwrap();
+            for layer in 0..model.shape().layers {
+                straight.block(layer, &mut crate::runtime::observer::Unobserved).unwrap();
+                let mut told = Told::default();
+                for half in [Half::Attention, Half::FeedForward] {
+                    for goal in [Goal::First, Goal::Last, Goal::Through] {
+                        halting.half(layer, half, &[Some(goal)], &mut told).unwrap();
+                    }
+                }
+                assert!(halting.hidden(0) == straight.hidden(0), "block {layer}");
+                for (slot, times) in [(Slot::AttnQ, 2), (Slot::AttnOut, 2), (Slot::FfnUp, 2), (Slot::FfnDown, 2)] {
+                    assert_eq!(told.0[&slot], times * halting.tokens(), "{slot:?}");
+                }
+            }
+        }
+    }
 }

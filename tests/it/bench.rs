@@ -25,7 +25,7 @@ fn json_has_the_machine_and_every_kind_of_model() {
     assert_eq!(found["schema"], 1);
     let machine = &found["machine"];
     assert!(machine["cores"].as_u64().unwrap() >= 1 && machine["threads"] == 2);
-    assert!(["scalar", "avx2", "avx512", "amx"].contains(&machine["isa"].as_str().unwrap()), "{machine}");
+    assert!(["scalar", "neon", "avx2", "avx512", "amx"].contains(&machine["isa"].as_str().unwrap()), "{machine}");
     for key in ["read_bandwidth_gb_s", "int8_tops", "f32_tflops", "bf16_tflops"] {
         assert!(positive(&machine[key]), "{key}: {machine}");
     }

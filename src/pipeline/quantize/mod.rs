@@ -126,13 +126,13 @@ pub fn quantize(
     let t = transformer(checkpoint)?;
     let matrices = matrices(checkpoint, plan);
     refuse_small_budget(plan, &matrices, t, job)?;
-    let work = if options.resume { Some(work(checkpoint, plan, options, &windows)?) } else { None };
+    let effort = Effort::of(t, tokens);
+    let work = if options.resume { Some(work(checkpoint, plan, options, effort, &windows)?) } else { None };
     let staged = Staged::create(plan, &matrices, output, work)?;
     // Read by offset: codes are seen as soon as they are written.
     let coded = staged.checkpoint(checkpoint, &matrices, Access::Read)?;
     let so_far = Arc::new(SoFar::new(checkpoint, &coded));
     let first_held = learned_windows(&windows, learned);
-    let effort = Effort::of(t, tokens);
     let fisher = match effort.fisher.filter(|_| method == Method::Best) {
         Some(options) => Some(fisher::observe(checkpoint, &windows[..first_held], options, job)?),
         None => None,
@@ -180,8 +180,14 @@ fn transformer(checkpoint: &Checkpoint) -> Result<&Transformer> {
     }
 }
 
-/// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, and the text.
-fn work(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>, windows: &[Vec<u32>]) -> Result<String> {
+/// What tells this work from other work, by FNV-1a: the model, what becomes of each of its weights, how much is done, and the text.
+fn work(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    options: &Options<'_>,
+    effort: Effort,
+    windows: &[Vec<u32>],
+) -> Result<String> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -190,6 +196,9 @@ fn work(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>, windows: &[
     };
     add(calibration::file::fingerprint(checkpoint)?.as_bytes());
     add(options.method.name().as_bytes());
+    let metric = effort.fisher.map_or(0, |metric| metric.tokens as u64);
+    add(&metric.to_le_bytes());
+    add(&[effort.codes.sweeps as u8, u8::from(effort.codes.compared)]);
     options.without.iter().for_each(|step| add(&[*step as u8]));
     for step in &plan.steps {
         add(step.name.as_bytes());

@@ -74,6 +74,8 @@ struct Start(*mut f32);
 
 // SAFETY: the pointer is only used to make tiles that do not overlap, each by one thread.
 unsafe impl Sync for Start {}
+// SAFETY: the same.
+unsafe impl Send for Start {}
 
 impl Start {
     fn at(&self, offset: usize) -> *mut f32 {
@@ -81,11 +83,68 @@ impl Start {
     }
 }
 
-/// Cuts `matrix`, row-major with `cols` columns, into tiles and runs `work` on each, on all threads. Rows are cut where
-/// `cuts` says (ascending, from 0 to the number of rows); columns every `tile_cols` (the last tile may be narrower).
+/// The tiles of a matrix, and what is to be done with each.
+pub struct Tiles<'a> {
+    count: usize,
+    /// Is called once for each number below the count.
+    work: Box<dyn Fn(usize) + Send + Sync + 'a>,
+}
+
+impl<'a> Tiles<'a> {
+    /// Of `matrix`, row-major with `cols` columns. Rows are cut where `cuts` says (ascending, from 0 to the number of rows);
+    /// columns every `tile_cols` (the last tile may be narrower).
+    ///
+    /// # Panics
+    /// If `cuts` do not ascend, or end anywhere else than at the matrix's end.
+    pub fn of(
+        matrix: &'a mut [f32],
+        cols: usize,
+        cuts: Vec<usize>,
+        tile_cols: usize,
+        work: impl Fn(Tile<'_>) + Send + Sync + 'a,
+    ) -> Self {
+        assert!(cuts.is_sorted(), "cuts ascend");
+        assert_eq!(cuts.last().copied().unwrap_or(0) * cols, matrix.len(), "cuts end at the matrix's end");
+        let tile_cols = tile_cols.clamp(1, cols.max(1));
+        let (across, start) = (cols.div_ceil(tile_cols), Start(matrix.as_mut_ptr()));
+        let count = cuts.len().saturating_sub(1) * across;
+        let work = move |i: usize| {
+            // Tiles of the same columns follow one another, so that what belongs to the columns stays in the cache.
+            let (down, side) = (i % (cuts.len() - 1), i / (cuts.len() - 1));
+            let (first_row, first_col) = (cuts[down], side * tile_cols);
+            work(Tile {
+                first_row,
+                first_col,
+                rows: cuts[down + 1] - first_row,
+                cols: tile_cols.min(cols - first_col),
+                stride: cols,
+                // The rows end at most where the cuts do and the columns at most at `cols`, so the tile lies in the matrix.
+                // Cuts ascend and columns step by `tile_cols`, so no two tiles overlap, and `on` asks for each once.
+                start: start.at(first_row * cols + first_col),
+                life: PhantomData,
+            });
+        };
+        Self { count, work: Box::new(work) }
+    }
+
+    /// Does the work of several matrices on all threads, which wait for one another only at the end.
+    pub fn on(pool: &Pool, several: Vec<Self>) {
+        let count = several.iter().map(|tiles| tiles.count).sum();
+        pool.for_each(count, |mut i| {
+            for tiles in &several {
+                if i < tiles.count {
+                    return (tiles.work)(i);
+                }
+                i -= tiles.count;
+            }
+        });
+    }
+}
+
+/// Cuts `matrix` into [`Tiles`] and runs `work` on each, on all threads.
 ///
 /// # Panics
-/// If `cuts` do not ascend, or end anywhere else than at the matrix's end.
+/// As [`Tiles::of`].
 pub fn for_each(
     pool: &Pool,
     matrix: &mut [f32],
@@ -94,27 +153,7 @@ pub fn for_each(
     tile_cols: usize,
     work: impl Fn(Tile<'_>) + Send + Sync,
 ) {
-    assert!(cuts.is_sorted(), "cuts ascend");
-    assert_eq!(cuts.last().copied().unwrap_or(0) * cols, matrix.len(), "cuts end at the matrix's end");
-    let tile_cols = tile_cols.clamp(1, cols.max(1));
-    let across = cols.div_ceil(tile_cols);
-    let start = Start(matrix.as_mut_ptr());
-    pool.for_each(cuts.len().saturating_sub(1) * across, |i| {
-        // Tiles of the same columns follow one another, so that what belongs to the columns stays in the cache.
-        let (down, side) = (i % (cuts.len() - 1), i / (cuts.len() - 1));
-        let (first_row, first_col) = (cuts[down], side * tile_cols);
-        work(Tile {
-            first_row,
-            first_col,
-            rows: cuts[down + 1] - first_row,
-            cols: tile_cols.min(cols - first_col),
-            stride: cols,
-            // The rows end at most where the cuts do and the columns at most at `cols`, so the tile lies in the matrix.
-            // Cuts ascend and columns step by `tile_cols`, so no two tiles overlap.
-            start: start.at(first_row * cols + first_col),
-            life: PhantomData,
-        });
-    });
+    Tiles::on(pool, vec![Tiles::of(matrix, cols, cuts.to_vec(), tile_cols, work)]);
 }
 
 /// Cuts of `rows` rows every `step`.
@@ -147,6 +186,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn several_matrices_are_done_together() {
+        let mut matrices = [vec![0.0; 12], vec![], vec![0.0; 35]];
+        let some = matrices.iter_mut().zip([4, 3, 5]).map(|(matrix, cols)| {
+            let cuts = cuts(matrix.len() / cols, 2);
+            Tiles::of(matrix, cols, cuts, 3, move |mut tile| {
+                (0..tile.rows()).for_each(|i| tile.row(i).iter_mut().for_each(|x| *x += cols as f32));
+            })
+        });
+        Tiles::on(&Pool::new(3), some.collect());
+        assert_eq!(matrices, [vec![4.0; 12], vec![], vec![5.0; 35]]);
     }
 
     #[test]

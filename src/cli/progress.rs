@@ -31,7 +31,8 @@ pub fn job(common: &Common) -> Result<Job, Failure> {
 pub fn job_with_sums(common: &Common) -> Result<Job, Failure> {
     const MOST: u64 = 3 << 30;
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().trim_end_matches("kB").trim().parse().ok());
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().trim_end_matches("kB").trim().parse().ok());
     let room = (total.unwrap_or(0u64).saturating_mul(1024) / 4).clamp(Job::DEFAULT_MEMORY, MOST);
     let job = job(common)?;
     Ok(Job { memory: if common.memory.is_none() { room } else { job.memory }, ..job })

@@ -104,9 +104,7 @@ impl Way {
 
     fn method(self) -> Method {
         let (one, many, arithmetic) = match self {
-            Way::Float { many: Layout::Bf16 } => {
-                (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16)
-            }
+            Way::Float { many: Layout::Bf16 } => (float::kernel().name(), float::kernel().name(), Arithmetic::Bfloat16),
             Way::Unpacked | Way::Float { .. } => (float::kernel().name(), float::kernel().name(), Arithmetic::Float),
             Way::Runs(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),
             Way::Wide(_) => (integer::kernel().name(), integer::kernel().name(), Arithmetic::Int8),

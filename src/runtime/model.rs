@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::block::{AttentionPart, Block, Norms};
 use super::feed_forward::{Dense, Expert, FeedForward, Mixture};
-use super::linear::{Linear, from_rows};
 use super::kernels::tiles::Tiles;
+use super::linear::{Linear, from_rows};
 use super::observer::Observer;
 use super::ops::attention::Attention;
 use super::ops::embedding::{Tables, embed};
@@ -50,11 +50,7 @@ impl Projection {
     }
 
     /// [`Projection::forward`] of several that share x: threads wait for one another once.
-    pub fn forward_all<const N: usize>(
-        all: [(&Self, &mut [f32]); N],
-        x: &Activations<'_>,
-        context: &mut Context<'_>,
-    ) {
+    pub fn forward_all<const N: usize>(all: [(&Self, &mut [f32]); N], x: &Activations<'_>, context: &mut Context<'_>) {
         all.iter().for_each(|(projection, _)| projection.tell(x, context));
         let (mut all, scratch, pool) = (all, &*context.scratch, context.pool);
         let tiles = all.iter_mut().map(|(projection, out)| projection.linear.tiles(x, out, scratch, pool));

@@ -12,7 +12,7 @@ use formats::Dtype;
 use super::x86::{Bf16, Excess128, F16, F32, Fp8, Load, Signed};
 use super::{Operands, panel, portable};
 use crate::encoding::{Form, Stored};
-use crate::runtime::activations::{Layout, Bf16Parts, Bf16Tile};
+use crate::runtime::activations::{Bf16Parts, Bf16Tile, Layout};
 use crate::runtime::kernels::amx::{self, Line, PANEL, ROWS, Sums, Tiles, bytes_of};
 use crate::runtime::kernels::tiles::Tile;
 use crate::runtime::kernels::transpose::transpose;
@@ -67,7 +67,9 @@ pub(super) unsafe fn amx(o: &Operands<'_>, tile: &mut Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match &o.weights.form {
-            _ if layout(o.weights, o.k) == Layout::Rows || !tile.first_row().is_multiple_of(ROWS / 2) => panel::avx512(o, tile),
+            _ if layout(o.weights, o.k) == Layout::Rows || !tile.first_row().is_multiple_of(ROWS / 2) => {
+                panel::avx512(o, tile)
+            }
             Form::Plain(Dtype::F16) => multiply::<F16, true>(o, whole, tile),
             Form::Plain(Dtype::BF16) => multiply::<Bf16, false>(o, whole, tile),
             Form::Int8(_) => multiply::<Signed, false>(o, whole, tile),

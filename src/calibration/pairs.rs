@@ -203,7 +203,7 @@ impl Observer for PairGatherer {
             None => (drift, cols),
             Some(matrix) => {
                 let mut lacking = vec![0.0; rows * self.hidden];
-                matrix.forward(&Activations::new(&drift, cols), &mut lacking, &mut self.scratch, &self.pool);
+                matrix.forward(&Activations::new(&drift, cols), &mut lacking, &self.scratch, &self.pool);
                 let stream = &self.stream[at.start * self.hidden..at.end * self.hidden];
                 lacking.iter_mut().zip(stream).for_each(|(lacking, stream)| *lacking += stream);
                 (lacking, self.hidden)

@@ -120,7 +120,10 @@ struct Product<'a> {
     add: bool,
 }
 
-static TABLE: &[Kernel<unsafe fn(&Product<'_>, &mut Tile<'_>)>] = &[
+/// Sets the tile, or adds to it.
+type Multiply = unsafe fn(&Product<'_>, &mut Tile<'_>);
+
+static TABLE: &[Kernel<Multiply>] = &[
     #[cfg(target_arch = "x86_64")]
     Kernel { name: "the crate gemm", isa: Isa::Avx512, supported: super::has_avx512, function: by_crate },
     #[cfg(target_arch = "x86_64")]
@@ -128,8 +131,8 @@ static TABLE: &[Kernel<unsafe fn(&Product<'_>, &mut Tile<'_>)>] = &[
     Kernel { name: "the crate gemm", isa: Isa::Scalar, supported: || true, function: by_crate },
 ];
 
-fn chosen() -> &'static Kernel<unsafe fn(&Product<'_>, &mut Tile<'_>)> {
-    static CHOSEN: OnceLock<&Kernel<unsafe fn(&Product<'_>, &mut Tile<'_>)>> = OnceLock::new();
+fn chosen() -> &'static Kernel<Multiply> {
+    static CHOSEN: OnceLock<&Kernel<Multiply>> = OnceLock::new();
     CHOSEN.get_or_init(|| super::choose(TABLE))
 }
 

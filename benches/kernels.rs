@@ -37,7 +37,7 @@ fn products(c: &mut Criterion) {
             let kernel = if tokens == 1 { method.one } else { method.many };
             group.bench_function(BenchmarkId::new(encoding, kernel), |bencher| {
                 // What rounds the activations is part of it, as in a model.
-                bencher.iter(|| matrix.forward(&Activations::new(&x, COLS), &mut out, &mut Scratch::default(), &pool));
+                bencher.iter(|| matrix.forward(&Activations::new(&x, COLS), &mut out, &Scratch::default(), &pool));
             });
         }
         group.finish();

@@ -5,7 +5,7 @@ use crate::calibration::{Costs, fisher};
 use crate::family::Transformer;
 use crate::quantizer::least_squares;
 
-/// Multiplications that may be taken: about three quarters of an hour on two cores with AVX2.
+/// Multiplications that may be taken: a little less than an hour on two cores with AVX2.
 const LIMIT: f64 = 160e12;
 
 /// What a multiplication counts where codes are looked for: beside products, there is a choice for each weight.

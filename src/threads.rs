@@ -24,8 +24,12 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// Times that a thread looks for work before it sleeps: some 40 µs.
+/// Times that a thread looks for work before it offers its core to others between looks: some 20 to 40 µs.
 const LOOKS: usize = 800;
+
+/// Times that it does so before it sleeps: one to two milliseconds. A virtual machine takes as long to wake a core as to
+/// multiply a matrix.
+const OFFERS: usize = 5000;
 
 /// Looks between two of which a waiting thread offers its core to others.
 const PATIENCE: usize = 200;
@@ -107,6 +111,8 @@ impl Shared {
                 looks += 1;
                 if looks < LOOKS {
                     std::hint::spin_loop();
+                } else if looks < LOOKS + OFFERS {
+                    thread::yield_now();
                 } else {
                     self.sleep(last);
                     looks = 0;

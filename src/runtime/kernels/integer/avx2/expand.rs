@@ -31,6 +31,19 @@ impl At {
         }
     }
 
+    /// A copy in `to` of the next columns, of which there are `count`, and zeros.
+    ///
+    /// # Safety
+    /// There are such columns; N is at least [`Spans::BYTES`].
+    #[inline(always)]
+    pub(super) unsafe fn copied<F: Spans, const N: usize>(self, count: usize, to: &mut [u8; N]) -> Self {
+        let stored = F::BYTES / (SPAN / 32) * (count / 32);
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(self.bytes, to[..stored].as_mut_ptr(), stored) };
+        to[stored..].fill(0);
+        Self { bytes: to.as_ptr(), ..self }
+    }
+
     /// Asks for what lies `ahead` of the next columns of this form.
     #[inline(always)]
     pub(super) fn ask<F: Spans>(self, ahead: usize) {
@@ -53,6 +66,10 @@ pub(super) trait Spans {
     const BITS: u32;
     /// The logarithm of what codes of less than 8 bits are raised by, or 0 if they are not.
     const BIAS: u32 = 0;
+    /// Whether codes of 8 bits meet activations that are never −128.
+    const SMALL: bool = false;
+    /// Whether [`Spans::pair`] parts columns of even and of odd number, and not halves.
+    const EVEN: bool = false;
     /// Bytes of [`SPAN`] columns.
     const BYTES: usize;
     /// Whether rows have to be prepared.
@@ -87,7 +104,7 @@ pub(super) trait Spans {
     /// As [`Spans::scales`].
     unsafe fn codes<const STEP: usize>(at: At) -> __m256i;
 
-    /// The codes of two such steps, a half of each in a half of each vector.
+    /// The codes of two such steps, the second the fourth after the first, a half of each in a half of each vector.
     ///
     /// # Safety
     /// As [`Spans::scales`].
@@ -265,25 +282,26 @@ impl Block for Iq4Nl {
 }
 
 /// The f16 numbers `at` and every `step` bytes on: `count` of them, at most 8, and zeros.
+///
+/// # Safety
+/// There are `count` blocks of `step` bytes, at least 18, the first one at `at` or at most 4 bytes before.
 #[inline(always)]
 unsafe fn halves(at: *const u8, step: usize, count: usize) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
-        let half = |i: usize| at.add(i * step).cast::<u16>().read_unaligned();
         if count == 8 {
-            let mut all = _mm_cvtsi32_si128(i32::from(half(0)));
-            all = _mm_insert_epi16::<1>(all, i32::from(half(1)));
-            all = _mm_insert_epi16::<2>(all, i32::from(half(2)));
-            all = _mm_insert_epi16::<3>(all, i32::from(half(3)));
-            all = _mm_insert_epi16::<4>(all, i32::from(half(4)));
-            all = _mm_insert_epi16::<5>(all, i32::from(half(5)));
-            all = _mm_insert_epi16::<6>(all, i32::from(half(6)));
-            return _mm256_cvtph_ps(_mm_insert_epi16::<7>(all, i32::from(half(7))));
+            // Number i of 16 bytes that begin 2 · i before it is it: a load and a blend for each.
+            let from = |i: usize| _mm_loadu_si128(at.add(i * (step - 2)).cast());
+            let first = _mm_blend_epi16::<0b0000_0010>(from(0), from(1));
+            let first = _mm_blend_epi16::<0b0000_1100>(first, _mm_blend_epi16::<0b0000_1000>(from(2), from(3)));
+            let second = _mm_blend_epi16::<0b0010_0000>(from(4), from(5));
+            let second = _mm_blend_epi16::<0b1100_0000>(second, _mm_blend_epi16::<0b1000_0000>(from(6), from(7)));
+            return _mm256_cvtph_ps(_mm_blend_epi16::<0b1111_0000>(first, second));
         }
         let mut some = [0u16; 8];
         let mut i = 0;
         while i < count {
-            some[i] = half(i);
+            some[i] = at.add(i * step).cast::<u16>().read_unaligned();
             i += 1;
         }
         _mm256_cvtph_ps(_mm_loadu_si128(some.as_ptr().cast()))
@@ -295,6 +313,8 @@ impl<B: Block> Spans for B {
     const MINIMA: bool = B::MINIMUM;
     const BITS: u32 = B::BITS;
     const BIAS: u32 = B::BIAS;
+    // The activations of blocks have a scale for each 32, by which the largest of them is 127.
+    const SMALL: bool = B::BITS == 8;
     const BYTES: usize = SPAN / 32 * B::BYTES;
 
     #[inline(always)]
@@ -390,6 +410,30 @@ impl<const FIVE: bool> Spans for Affine<FIVE> {
             _mm256_or_si256(low, fifth)
         }
     }
+
+    #[inline(always)]
+    unsafe fn pair<const A: usize, const B: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // 64 bytes have four runs.
+            let half = |part: usize| {
+                let low = at.bytes.add(if FIVE { 48 } else { 16 } + 32 * (A / 2) + 16 * part);
+                let both = _mm256_castsi128_si256(_mm_loadu_si128(low.cast()));
+                let both = _mm256_inserti128_si256::<1>(both, _mm_loadu_si128(low.add(64).cast()));
+                let nibble = if A.is_multiple_of(2) { both } else { _mm256_srli_epi16::<4>(both) };
+                let low = _mm256_and_si256(nibble, _mm256_set1_epi8(15));
+                if !FIVE {
+                    return low;
+                }
+                let fifth = _mm256_broadcastsi128_si256(_mm_loadu_si128(at.bytes.add(16 + 16 * part).cast()));
+                let fifth = _mm256_srlv_epi64(fifth, _mm256_set_epi64x(4, 4, 0, 0));
+                let fifth = _mm256_and_si256(fifth, _mm256_set1_epi8(1 << A));
+                // To bit 4 of its byte.
+                _mm256_or_si256(low, _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - A as i32)))
+            };
+            [half(0), half(1)]
+        }
+    }
 }
 
 /// Q6_K.
@@ -452,6 +496,7 @@ impl Spans for Packed4 {
     const MINIMA: bool = false;
     const BITS: u32 = 4;
     const BIAS: u32 = 3;
+    const EVEN: bool = true;
     const BYTES: usize = SPAN / 2;
     const PREPARED: bool = true;
 
@@ -474,6 +519,12 @@ impl Spans for Packed4 {
             let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.bytes.add(16 * STEP).cast()));
             _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)), _mm256_set1_epi8(15))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn pair<const A: usize, const B: usize>(at: At) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { two_nibbles(at.bytes.add(16 * A), at.bytes.add(16 * B)) }
     }
 }
 
@@ -566,13 +617,13 @@ impl<const RUN: usize> Spans for Portable<RUN> {
     }
 }
 
-/// Does the same for each two steps of 32 columns.
+/// Does the same for each two steps of 32 columns that are four apart.
 macro_rules! for_each_pair {
     ($do:ident) => {
-        $do!(0, 1);
-        $do!(2, 3);
-        $do!(4, 5);
-        $do!(6, 7);
+        $do!(0, 4);
+        $do!(1, 5);
+        $do!(2, 6);
+        $do!(3, 7);
     };
 }
 pub(super) use for_each_pair;
@@ -666,16 +717,17 @@ pub(super) unsafe fn dispatch(o: &Operands<'_>, visitor: impl Visitor<i8>) {
     }
 }
 
-/// The same for activations in int16.
+/// The same for activations in int16, which meet codes of 4 bits either as they are or, SIGNED, in 8 bits.
 ///
 /// # Safety
 /// As [`super::wide`].
 #[inline(always)]
-pub(super) unsafe fn dispatch_wide(o: &Operands<'_, i16>, visitor: impl Visitor<i16>) {
+pub(super) unsafe fn dispatch_wide<const SIGNED: bool>(o: &Operands<'_, i16>, visitor: impl Visitor<i16>) {
     // SAFETY: the caller's promise.
     unsafe {
         match o.weights.form {
-            Form::Packed { bits: 4, .. } => visitor.visit::<Signed4>(o),
+            Form::Packed { bits: 4, .. } if SIGNED => visitor.visit::<Signed4>(o),
+            Form::Packed { bits: 4, .. } => visitor.visit::<Packed4>(o),
             Form::Int8(_) => visitor.visit::<Signed8<false>>(o),
             _ => visitor.visit::<Signed8<true>>(o),
         }

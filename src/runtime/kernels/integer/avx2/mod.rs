@@ -1,7 +1,6 @@
 //! AVX2. 256 columns at a time: 8 runs of 32, or 16 of 16.
 
 mod expand;
-mod nibbles;
 mod panel;
 mod row;
 
@@ -34,31 +33,49 @@ pub(super) unsafe fn wide(o: &Operands<'_, i16>, steps: bool, tile: &mut Tile<'_
     // SAFETY: the caller's promise.
     unsafe {
         if tile.rows() >= FEW || !steps {
-            expand::dispatch_wide(o, panel::Many(tile));
-        } else if nibbles::suits(o) {
-            nibbles::multiply(o, tile);
+            expand::dispatch_wide::<true>(o, panel::Many(tile));
         } else {
-            expand::dispatch_wide(o, row::Few(tile));
+            expand::dispatch_wide::<false>(o, row::Few(tile));
         }
     }
 }
 
 /// Activations as they may lie.
 trait Code: Copy {
+    /// Whether they have 16 bits.
+    const WIDE: bool;
+
     /// The same in 16 bits.
     fn wide(self) -> i16;
+
+    /// The upper ones of two signed bytes whose lower one is the number's lower one; or the number, if it has 8 bits.
+    fn coarse(self) -> i8;
 }
 
 impl Code for i8 {
+    const WIDE: bool = false;
+
     #[inline(always)]
     fn wide(self) -> i16 {
         i16::from(self)
     }
+
+    #[inline(always)]
+    fn coarse(self) -> i8 {
+        self
+    }
 }
 
 impl Code for i16 {
+    const WIDE: bool = true;
+
     #[inline(always)]
     fn wide(self) -> i16 {
         self
+    }
+
+    #[inline(always)]
+    fn coarse(self) -> i8 {
+        (self.wrapping_add(128) >> 8) as i8
     }
 }

@@ -1,11 +1,13 @@
-//! A few rows of x: rows of weights are read where they are stored and multiplied at once.
+//! A few rows of x: rows of weights are read where they are stored and multiplied at once. Of 256 columns, the products with
+//! four vectors of codes are added up across each other, so that a lane has the whole sum of a run, and a conversion and an FMA
+//! serve 8 runs.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::super::Operands;
 use super::super::expand::Row;
-use super::expand::{self, Spans, for_each_pair, for_each_step};
+use super::expand::{self, At, Spans, for_each_pair, for_each_step};
 use super::{Code, SPAN};
 use crate::runtime::kernels::avx2::{STREAMS, across};
 use crate::runtime::kernels::tiles::Tile;
@@ -13,54 +15,47 @@ use crate::runtime::kernels::tiles::Tile;
 /// How far ahead of the loads a row is asked for.
 const AHEAD: usize = 1024;
 
-/// What M rows of x, one after the other, have.
+/// What M rows of x, one after the other, have, filled up with zeros to whole spans.
 #[derive(Clone, Copy)]
 struct Rows {
-    /// Of 8 bits, if the weights' codes have fewer: for runs of 32, of two runs the first halves, then the second ones.
+    /// Of 8 bits. For codes of less than 8 bits and runs of 32, in the order of [`Spans::pair`].
     codes: *const i8,
-    /// Of 16 bits, if the weights' codes have 8.
+    /// Those of 16 bits are 256 · `codes` and these.
+    fine: *const i8,
+    /// Of 16 bits, in the place of both where the weights' codes have 8.
     wide: *const i16,
-    /// What the sums of fours begin with, if codes are raised; for runs of 32, those of 8, four in each half.
+    /// What the sums of runs begin with, if codes are raised, in the order in which they are added up.
     zeros: *const i32,
-    /// Numbers from one row of `codes` or `wide` to the next.
-    width: usize,
     scales: *const f32,
     sums: *const f32,
+    /// Columns, filled up.
+    width: usize,
+}
+
+/// What [`Rows`] point to, and rows that have to be prepared.
+#[derive(Default)]
+struct Buffers {
+    codes: Vec<i8>,
+    fine: Vec<i8>,
+    wide: Vec<i16>,
+    zeros: Vec<i32>,
+    scales: Vec<f32>,
+    sums: Vec<f32>,
+    rows: [Row; STREAMS],
     k: usize,
 }
 
-/// Codes of x in 8 and 16 bits, and what sums begin with.
-type Buffers = (Vec<i8>, Vec<i16>, Vec<i32>);
+/// Bytes of the longest span.
+const LAST: usize = 272;
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// Of 8 runs of 16, the two whose codes are in a vector of 32: the one of each lane of sums.
-static LANES: [[i32; 8]; 4] =
-    [[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3, 3, 3], [4, 4, 4, 4, 5, 5, 5, 5], [6, 6, 6, 6, 7, 7, 7, 7]];
-
-/// Up to 8 numbers, and zeros.
-///
-/// # Safety
-/// There are `count` of them.
-#[inline(always)]
-unsafe fn some(at: *const f32, count: usize) -> __m256 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if count >= 8 {
-            return _mm256_loadu_ps(at);
-        }
-        let lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-        _mm256_maskload_ps(at, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
-    }
-}
-
 /// Sums of a row of weights and a row of x, lane by lane.
 #[derive(Clone, Copy)]
 struct Sums {
-    /// Of the columns' even and odd steps of 32.
-    products: [__m256; 2],
+    products: __m256,
     /// Of minima.
     less: __m256,
 }
@@ -69,170 +64,210 @@ impl Sums {
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: the instruction set is there.
-        unsafe { Self { products: [_mm256_setzero_ps(); 2], less: _mm256_setzero_ps() } }
-    }
-
-    #[inline(always)]
-    unsafe fn total(self) -> f32 {
-        // SAFETY: the instruction set is there.
-        unsafe {
-            let all = _mm256_sub_ps(_mm256_add_ps(self.products[0], self.products[1]), self.less);
-            across(all)
-        }
+        unsafe { Self { products: _mm256_setzero_ps(), less: _mm256_setzero_ps() } }
     }
 }
 
-/// Adds the products of columns `first ..` of a row of weights, of which there are `count`, at most [`SPAN`], and M rows of x.
+/// The sums across the lanes' numbers of 16 bits: of each half of `v[0]`, of `v[1]` and so on, twice 16 bits each.
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C; there are such columns.
+/// The processor has AVX2.
 #[inline(always)]
-unsafe fn span<F: Spans, const M: usize>(
-    at: expand::At,
-    (first, count): (usize, usize),
-    x: Rows,
-    sums: &mut [Sums; M],
-) {
+unsafe fn fold_16(v: [__m256i; 4]) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
-        at.ask::<F>(AHEAD);
+        let a = _mm256_add_epi16(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+        let b = _mm256_add_epi16(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+        _mm256_add_epi16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
+    }
+}
+
+/// The same of 32 bits, once each.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn fold_32(v: [__m256i; 4]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let a = _mm256_add_epi32(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+        let b = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+        _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
+    }
+}
+
+/// Sums of 8 runs, each in one lane of 32 bits, by way of 4 vectors for each of two times four.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn fold_8(v: [__m256i; 8]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (fold_32([v[0], v[1], v[2], v[3]]), fold_32([v[4], v[5], v[6], v[7]]));
+        let halves = _mm256_permute2x128_si256::<0x20>(low, high);
+        _mm256_add_epi32(halves, _mm256_permute2x128_si256::<0x31>(low, high))
+    }
+}
+
+/// The sums of a span's runs for row `i` of x: of 8, or of runs of 16 those of even number among the first 8, of odd number,
+/// and so of the second 8.
+///
+/// # Safety
+/// The processor has AVX2; there are a span at `at` and x's columns from `column` on.
+#[inline(always)]
+unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) -> [__m256i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let none = _mm256_setzero_si256();
         let ones = _mm256_set1_epi16(1);
-        let own = F::scales(at, count);
-        let minima = F::minima(at, count);
-        // For each row of x, the scales of runs of 32, those of the even ones first; or of runs of 16.
-        let mut scales = [[_mm256_setzero_ps(); 2]; M];
-        let mut i = 0;
-        while i < M {
-            let here = i * (x.k / 32) + first / 32;
-            let x_scales = some(x.scales.add(here), count / 32);
-            if F::RUN == 32 {
-                let products = _mm256_mul_ps(own[0], x_scales);
-                scales[i][0] = _mm256_permutevar8x32_ps(products, _mm256_set_epi32(7, 5, 3, 1, 6, 4, 2, 0));
-            } else {
-                let low = _mm256_permutevar8x32_ps(x_scales, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0));
-                let high = _mm256_permutevar8x32_ps(x_scales, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4));
-                scales[i] = [_mm256_mul_ps(own[0], low), _mm256_mul_ps(own[1], high)];
-            }
-            if F::MINIMA {
-                sums[i].less = _mm256_fmadd_ps(minima, some(x.sums.add(here), count / 32), sums[i].less);
-            }
-            i += 1;
-        }
+        let first = i * x.width + column;
+        let codes = |from: *const i8, offset: usize| _mm256_loadu_si256(from.add(first + offset).cast());
         if F::BITS < 8 && F::RUN == 32 {
+            let mut pairs = [none; 4];
             macro_rules! pair {
-                ($a:literal, $b:literal) => {
-                    if 32 * $a < count {
-                        let codes = if 32 * $b < count {
-                            F::pair::<$a, $b>(at)
-                        } else {
-                            expand::halved(F::codes::<$a>(at), _mm256_setzero_si256())
-                        };
-                        let mut i = 0;
-                        while i < M {
-                            let column = i * x.width + first + 32 * $a;
-                            let low = _mm256_maddubs_epi16(codes[0], _mm256_loadu_si256(x.codes.add(column).cast()));
-                            let high = _mm256_loadu_si256(x.codes.add(column + 32).cast());
-                            // At most 4 · 31 · 128.
-                            let low = _mm256_add_epi16(low, _mm256_maddubs_epi16(codes[1], high));
-                            let mut eight = _mm256_madd_epi16(low, ones);
-                            if F::BIAS > 0 {
-                                eight = _mm256_add_epi32(eight, _mm256_loadu_si256(x.zeros.add(column / 8).cast()));
-                            }
-                            let scale = _mm256_permute_ps::<{ $a / 2 * 0b01_01_01_01 }>(scales[i][0]);
-                            let sum = &mut sums[i].products[$a / 2 % 2];
-                            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(eight), scale, *sum);
-                            i += 1;
-                        }
+                ($j:literal, $other:literal) => {
+                    let own = F::pair::<$j, $other>(at);
+                    let products = |from: *const i8| {
+                        let first = _mm256_maddubs_epi16(own[0], codes(from, 64 * $j));
+                        // At most 4 · 31 · 128.
+                        _mm256_add_epi16(first, _mm256_maddubs_epi16(own[1], codes(from, 64 * $j + 32)))
+                    };
+                    pairs[$j] = products(x.codes);
+                    if T::WIDE {
+                        let coarse = _mm256_madd_epi16(pairs[$j], _mm256_set1_epi16(256));
+                        pairs[$j] = _mm256_add_epi32(coarse, _mm256_madd_epi16(products(x.fine), ones));
+                    } else if F::BITS > 4 {
+                        pairs[$j] = _mm256_madd_epi16(pairs[$j], ones);
                     }
                 };
             }
             for_each_pair!(pair);
-            return;
+            // Half a run is at most 16 · 15 · 128.
+            let all =
+                if T::WIDE || F::BITS > 4 { fold_32(pairs) } else { _mm256_madd_epi16(fold_16(pairs), ones) };
+            if F::BIAS == 0 {
+                return [all, none];
+            }
+            return [_mm256_add_epi32(all, _mm256_loadu_si256(x.zeros.add(first / 32).cast())), none];
         }
+        let mut steps = [none; 8];
         macro_rules! step {
             ($step:literal) => {
-                if 32 * $step < count {
-                    let codes = F::codes::<$step>(at);
-                    let mut i = 0;
-                    while i < M {
-                        let column = i * x.width + first + 32 * $step;
-                        let scale = if F::RUN == 32 {
-                            let four = _mm256_permute_ps::<{ $step / 2 * 0b01_01_01_01 }>(scales[i][0]);
-                            _mm256_permute2f128_ps::<{ $step % 2 * 0x11 }>(four, four)
-                        } else {
-                            let lanes = _mm256_loadu_si256(LANES[$step % 4].as_ptr().cast());
-                            _mm256_permutevar8x32_ps(scales[i][$step / 4], lanes)
-                        };
-                        let products = &mut sums[i].products;
-                        if F::BITS < 8 {
-                            // The codes of a lane are those of one quad of x, and so of one run.
-                            let numbers = _mm256_loadu_si256(x.codes.add(column).cast());
-                            let mut four = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, numbers), ones);
-                            if F::BIAS > 0 {
-                                four = _mm256_add_epi32(four, _mm256_loadu_si256(x.zeros.add(column / 4).cast()));
-                            }
-                            products[$step % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(four), scale, products[$step % 2]);
-                        } else {
-                            let numbers = x.wide.add(column);
-                            let low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(codes));
-                            let high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(codes));
-                            let low = _mm256_madd_epi16(low, _mm256_loadu_si256(numbers.cast()));
-                            let high = _mm256_madd_epi16(high, _mm256_loadu_si256(numbers.add(16).cast()));
-                            if F::RUN == 32 {
-                                let pairs = _mm256_cvtepi32_ps(_mm256_add_epi32(low, high));
-                                products[$step % 2] = _mm256_fmadd_ps(pairs, scale, products[$step % 2]);
-                            } else {
-                                let first = _mm256_permute2f128_ps::<0x00>(scale, scale);
-                                let second = _mm256_permute2f128_ps::<0x11>(scale, scale);
-                                products[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), first, products[0]);
-                                products[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), second, products[1]);
-                            }
-                        }
-                        i += 1;
+                let own = F::codes::<$step>(at);
+                steps[$step] = if F::BITS < 8 {
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(own, codes(x.codes, 32 * $step)), ones)
+                } else if F::SMALL && !T::WIDE {
+                    let signed = _mm256_sign_epi8(codes(x.codes, 32 * $step), own);
+                    // A pair is at most 2 · 128 · 127.
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(own), signed), ones)
+                } else {
+                    let numbers = x.wide.add(first + 32 * $step);
+                    let low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(own));
+                    let high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(own));
+                    let low = _mm256_madd_epi16(low, _mm256_loadu_si256(numbers.cast()));
+                    let high = _mm256_madd_epi16(high, _mm256_loadu_si256(numbers.add(16).cast()));
+                    if F::RUN == 32 {
+                        _mm256_add_epi32(low, high)
+                    } else {
+                        let halves = _mm256_permute2x128_si256::<0x20>(low, high);
+                        _mm256_add_epi32(halves, _mm256_permute2x128_si256::<0x31>(low, high))
                     }
-                }
+                };
             };
         }
         for_each_step!(step);
+        if F::RUN == 32 {
+            return [fold_8(steps), none];
+        }
+        let mut both = [
+            fold_32([steps[0], steps[1], steps[2], steps[3]]),
+            fold_32([steps[4], steps[5], steps[6], steps[7]]),
+        ];
+        if F::BITS < 8 && F::BIAS > 0 {
+            let zeros = x.zeros.add(first / 16);
+            both[0] = _mm256_add_epi32(both[0], _mm256_loadu_si256(zeros.cast()));
+            both[1] = _mm256_add_epi32(both[1], _mm256_loadu_si256(zeros.add(8).cast()));
+        }
+        both
     }
 }
 
-/// The products of R rows of the matrix and M rows of x.
+/// Adds the products of the span at `at`, from `column` on, and M rows of x.
 ///
 /// # Safety
-/// The rows have k columns, and so have the rows of x. R is 1 if rows have to be prepared.
+/// The processor has AVX2, FMA and F16C; there are such columns.
 #[inline(always)]
-unsafe fn dots<F: Spans, T, const M: usize, const R: usize>(
-    o: &Operands<'_, T>,
-    rows: [usize; R],
-    row: &mut Row,
-    x: Rows,
-) -> [[f32; M]; R] {
+unsafe fn span<F: Spans, T: Code, const M: usize>(at: At, column: usize, x: Rows, sums: &mut [Sums; M]) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[Sums::zero(); M]; R];
-        if F::PREPARED {
-            F::prepare(o, rows[0], row);
+        at.ask::<F>(AHEAD);
+        let mut own = F::scales(at, SPAN);
+        let minima = F::minima(at, SPAN);
+        if F::RUN == 16 {
+            // Runs of even number, runs of odd number.
+            let order = _mm256_set_epi32(7, 5, 3, 1, 6, 4, 2, 0);
+            own = [_mm256_permutevar8x32_ps(own[0], order), _mm256_permutevar8x32_ps(own[1], order)];
         }
-        let starts: [expand::At; R] = std::array::from_fn(|r| expand::at(o, rows[r], row));
+        let mut i = 0;
+        while i < M {
+            let run = (i * x.width + column) / 32;
+            let all = totals::<F, T>(at, x, i, column);
+            let products = &mut sums[i].products;
+            if F::RUN == 32 {
+                let scales = _mm256_mul_ps(own[0], _mm256_loadu_ps(x.scales.add(run)));
+                *products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all[0]), scales, *products);
+            } else {
+                let four = |at: usize| _mm256_broadcast_ps(&*x.scales.add(run + at).cast());
+                *products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all[0]), _mm256_mul_ps(own[0], four(0)), *products);
+                *products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all[1]), _mm256_mul_ps(own[1], four(4)), *products);
+            }
+            if F::MINIMA {
+                sums[i].less = _mm256_fmadd_ps(minima, _mm256_loadu_ps(x.sums.add(run)), sums[i].less);
+            }
+            i += 1;
+        }
+    }
+}
+
+/// The products of rows of the matrix and M rows of x.
+///
+/// # Safety
+/// The rows have k columns, and so have the rows of x.
+#[inline(always)]
+unsafe fn dots<F: Spans, T: Code, const M: usize>(
+    o: &Operands<'_, T>,
+    numbers: [usize; STREAMS],
+    rows: &mut [Row; STREAMS],
+    x: Rows,
+) -> [[f32; M]; STREAMS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[Sums::zero(); M]; STREAMS];
+        if F::PREPARED {
+            rows.iter_mut().zip(numbers).for_each(|(row, i)| F::prepare(o, i, row));
+        }
+        let starts: [At; STREAMS] = std::array::from_fn(|r| expand::at(o, numbers[r], &rows[r]));
         let mut first = 0;
-        while first + SPAN <= x.k {
+        while first + SPAN <= o.k {
             let mut r = 0;
-            while r < R {
-                span::<F, M>(starts[r].columns::<F>(first), (first, SPAN), x, &mut sums[r]);
+            while r < STREAMS {
+                span::<F, T, M>(starts[r].columns::<F>(first), first, x, &mut sums[r]);
                 r += 1;
             }
             first += SPAN;
         }
-        if first < x.k {
+        if first < o.k {
+            let mut copy = [0; LAST];
             for (start, sums) in starts.into_iter().zip(&mut sums) {
-                span::<F, M>(start.columns::<F>(first), (first, x.k - first), x, sums);
+                let at = start.columns::<F>(first).copied::<F, LAST>(o.k - first, &mut copy);
+                span::<F, T, M>(at, first, x, sums);
             }
         }
-        let mut totals = [[0.0; M]; R];
+        let mut totals = [[0.0; M]; STREAMS];
         for (totals, sums) in totals.iter_mut().zip(sums) {
             for (total, sums) in totals.iter_mut().zip(sums) {
-                *total = sums.total();
+                *total = across(if F::MINIMA { _mm256_sub_ps(sums.products, sums.less) } else { sums.products });
             }
         }
         totals
@@ -245,10 +280,8 @@ pub(super) struct Few<'a, 'b>(pub &'a mut Tile<'b>);
 impl<T: Code> expand::Visitor<T> for Few<'_, '_> {
     #[inline(always)]
     unsafe fn visit<F: Spans>(self, o: &Operands<'_, T>) {
-        BUFFERS.with_borrow_mut(|buffers| {
-            // SAFETY: the caller's promise; the row is for k columns.
-            Row::with(o.k, |row| unsafe { all::<F, T>(o, self.0, row, buffers) });
-        });
+        // SAFETY: the caller's promise.
+        BUFFERS.with_borrow_mut(|buffers| unsafe { all::<F, T>(o, self.0, buffers) });
     }
 }
 
@@ -258,81 +291,95 @@ impl<T: Code> expand::Visitor<T> for Few<'_, '_> {
 /// The processor has AVX2.
 #[target_feature(enable = "avx2")]
 unsafe fn arrange<F: Spans, T: Code>(o: &Operands<'_, T>, first: usize, m: usize, width: usize, to: &mut Buffers) {
-    let (codes, wide, zeros) = to;
-    let x = || o.x.codes[first * o.k..][..m * o.k].chunks_exact(o.k);
-    let quads = || o.x.quads[first * o.k / 4..][..m * o.k / 4].chunks_exact(o.k / 4);
-    if F::BITS == 8 {
-        wide.clear();
-        wide.extend(x().flatten().map(|code| code.wide()));
-    } else if F::RUN == 32 {
-        codes.resize(m * width, 0);
-        zeros.resize(m * width / 8, 0);
-        let to = codes.chunks_exact_mut(width).zip(zeros.chunks_exact_mut(width / 8));
-        for ((x, quads), (codes, zeros)) in x().zip(quads()).zip(to) {
-            let (x, last) = x.as_chunks::<64>();
-            let (pairs, alone) = codes.split_at_mut(64 * x.len());
-            for (x, to) in x.iter().zip(pairs.as_chunks_mut::<64>().0) {
+    let k = o.k;
+    let in_wide = F::BITS == 8 && !(F::SMALL && !T::WIDE);
+    refill(&mut to.codes, if in_wide { 0 } else { m * width });
+    refill(&mut to.fine, if !in_wide && T::WIDE { m * width } else { 0 });
+    refill(&mut to.wide, if in_wide { m * width } else { 0 });
+    refill(&mut to.zeros, if F::BITS < 8 && F::BIAS > 0 { m * width / F::RUN } else { 0 });
+    refill(&mut to.scales, m * width / 32);
+    refill(&mut to.sums, m * width / 32);
+    for i in 0..m {
+        let (x, row) = (&o.x.codes[(first + i) * k..][..k], i * width);
+        let runs = (first + i) * k / 32..(first + i + 1) * k / 32;
+        to.scales[row / 32..][..k / 32].copy_from_slice(&o.x.scales[runs.clone()]);
+        to.sums[row / 32..][..k / 32].copy_from_slice(&o.x.sums[runs.clone()]);
+        if in_wide {
+            to.wide[row..][..k].iter_mut().zip(x).for_each(|(to, x)| *to = x.wide());
+        } else if F::RUN == 32 && F::BITS < 8 {
+            for (run, x) in x.as_chunks::<32>().0.iter().enumerate() {
+                // Of runs j and j + 4, the first parts of both, then the second ones.
+                let at = row + run / 8 * SPAN + run % 4 * 64 + run % 8 / 4 * 16;
+                let places = |i: usize| if F::EVEN { (2 * i, 2 * i + 1) } else { (i, 16 + i) };
+                let codes = &mut to.codes[at..][..48];
                 for i in 0..16 {
-                    (to[i], to[16 + i]) = (x[i].wide() as i8, x[32 + i].wide() as i8);
-                    (to[32 + i], to[48 + i]) = (x[16 + i].wide() as i8, x[48 + i].wide() as i8);
+                    (codes[i], codes[32 + i]) = (x[places(i).0].coarse(), x[places(i).1].coarse());
+                }
+                if T::WIDE {
+                    let fine = &mut to.fine[at..][..48];
+                    for i in 0..16 {
+                        (fine[i], fine[32 + i]) = (x[places(i).0].wide() as i8, x[places(i).1].wide() as i8);
+                    }
                 }
             }
-            // The last run may have no other beside it.
-            alone.fill(0);
-            for (i, x) in last.iter().enumerate() {
-                alone[i / 16 * 32 + i % 16] = x.wide() as i8;
-            }
-            for (quads, zeros) in quads.as_chunks::<8>().0.iter().zip(zeros.as_chunks_mut::<4>().0) {
-                zeros.iter_mut().enumerate().for_each(|(i, zero)| *zero = (quads[i] + quads[i + 4]) << F::BIAS);
+        } else {
+            to.codes[row..][..k].iter_mut().zip(x).for_each(|(to, x)| *to = x.coarse());
+        }
+        if F::BITS < 8 && F::BIAS > 0 {
+            let zeros = &mut to.zeros[row / F::RUN..];
+            for (run, quads) in o.x.quads[8 * runs.start..8 * runs.end].as_chunks::<8>().0.iter().enumerate() {
+                let half = |from: usize| quads[from..][..4].iter().sum::<i32>() << F::BIAS;
+                if F::RUN == 32 {
+                    zeros[run] = half(0) + half(4);
+                } else {
+                    let at = run / 4 * 8 + run % 4;
+                    (zeros[at], zeros[at + 4]) = (half(0), half(4));
+                }
             }
         }
-    } else {
-        codes.clear();
-        zeros.clear();
-        codes.extend(x().flatten().map(|code| code.wide() as i8));
-        zeros.extend(quads().flatten().map(|quad| quad << F::BIAS));
     }
 }
 
+/// So many zeros.
+fn refill<N: Clone + Default>(numbers: &mut Vec<N>, count: usize) {
+    numbers.clear();
+    numbers.resize(count, N::default());
+}
+
 /// # Safety
-/// As [`super::avx2`], with a row for k columns.
+/// As [`super::avx2`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn all<F: Spans, T: Code>(o: &Operands<'_, T>, tile: &mut Tile<'_>, row: &mut Row, buffers: &mut Buffers) {
-    let (m, first, k) = (tile.rows(), tile.first_row(), o.k);
-    let by_pair = F::BITS < 8 && F::RUN == 32;
-    let width = if by_pair { k.next_multiple_of(64) } else { k };
+unsafe fn all<F: Spans, T: Code>(o: &Operands<'_, T>, tile: &mut Tile<'_>, buffers: &mut Buffers) {
+    let (m, first, width) = (tile.rows(), tile.first_row(), o.k.next_multiple_of(SPAN));
     // SAFETY: the caller's promise.
     unsafe { arrange::<F, T>(o, first, m, width, buffers) };
-    let (codes, wide, zeros) = buffers;
+    if F::PREPARED && buffers.k != o.k {
+        buffers.k = o.k;
+        buffers.rows = std::array::from_fn(|_| Row::new(o.k));
+    }
     let mut i = 0;
     while i < m {
-        // SAFETY: the caller's promise: the tile lies within the operands.
-        unsafe {
-            let x = Rows {
-                codes: codes.as_ptr().wrapping_add(i * width),
-                wide: wide.as_ptr().wrapping_add(i * width),
-                zeros: zeros.as_ptr().wrapping_add(i * width / if by_pair { 8 } else { 4 }),
-                width,
-                scales: o.x.scales.as_ptr().add((first + i) * k / 32),
-                sums: o.x.sums.as_ptr().add((first + i) * k / 32),
-                k,
-            };
-            macro_rules! group {
-                ($m:literal) => {{
-                    if F::PREPARED {
-                        columns::<F, T, $m, 1>(o, tile, i, row, x);
-                    } else {
-                        columns::<F, T, $m, STREAMS>(o, tile, i, row, x);
-                    }
-                    i += $m;
-                }};
-            }
-            match m - i {
-                1 => group!(1),
-                2 => group!(2),
-                3 => group!(3),
-                _ => group!(4),
-            }
+        let x = Rows {
+            codes: buffers.codes.as_ptr().wrapping_add(i * width),
+            fine: buffers.fine.as_ptr().wrapping_add(i * width),
+            wide: buffers.wide.as_ptr().wrapping_add(i * width),
+            zeros: buffers.zeros.as_ptr().wrapping_add(i * width / F::RUN),
+            scales: buffers.scales.as_ptr().wrapping_add(i * width / 32),
+            sums: buffers.sums.as_ptr().wrapping_add(i * width / 32),
+            width,
+        };
+        macro_rules! group {
+            ($m:literal) => {{
+                // SAFETY: the caller's promise: the tile lies within the operands; the rows of x were arranged.
+                unsafe { columns::<F, T, $m>(o, tile, i, &mut buffers.rows, x) };
+                i += $m;
+            }};
+        }
+        match m - i {
+            1 => group!(1),
+            2 => group!(2),
+            3 => group!(3),
+            _ => group!(4),
         }
     }
 }
@@ -342,20 +389,20 @@ unsafe fn all<F: Spans, T: Code>(o: &Operands<'_, T>, tile: &mut Tile<'_>, row: 
 /// # Safety
 /// As [`all`].
 #[inline(always)]
-unsafe fn columns<F: Spans, T, const M: usize, const R: usize>(
+unsafe fn columns<F: Spans, T: Code, const M: usize>(
     o: &Operands<'_, T>,
     tile: &mut Tile<'_>,
     i: usize,
-    row: &mut Row,
+    rows: &mut [Row; STREAMS],
     x: Rows,
 ) {
     let (first, cols) = (tile.first_col(), tile.cols());
-    let step = cols.div_ceil(R);
+    let step = cols.div_ceil(STREAMS);
     for j in 0..step {
         // Columns that there are not are the last one again, and are not stored.
-        let rows = std::array::from_fn(|r| first + (j + r * step).min(cols - 1));
+        let numbers = std::array::from_fn(|r| first + (j + r * step).min(cols - 1));
         // SAFETY: the caller's promise.
-        let totals = unsafe { dots::<F, T, M, R>(o, rows, row, x) };
+        let totals = unsafe { dots::<F, T, M>(o, numbers, rows, x) };
         for (r, totals) in totals.into_iter().enumerate() {
             for (at, total) in totals.into_iter().enumerate() {
                 if j + r * step < cols {

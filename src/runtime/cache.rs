@@ -69,9 +69,12 @@ impl Numbers {
         }
     }
 
-    /// The numbers of as many positions from `first` on as `out` has room for.
-    fn read(&self, first: usize, head_dim: usize, out: &mut [f32]) {
+    /// The numbers of as many positions from `first` on as `out` has room for: where they lie, or unpacked there.
+    fn read<'a>(&'a self, first: usize, head_dim: usize, out: &'a mut [f32]) -> &'a [f32] {
         let start = first * head_dim;
+        if start >= self.codes.len() {
+            return &self.latest[start - self.codes.len()..][..out.len()];
+        }
         let rounded = self.codes.len().saturating_sub(start).min(out.len());
         let (early, late) = out.split_at_mut(rounded);
         let rows = self.codes[self.codes.len().min(start)..].chunks_exact(head_dim);
@@ -79,7 +82,8 @@ impl Numbers {
         for (out, (codes, scale)) in early.chunks_exact_mut(head_dim).zip(rows) {
             out.iter_mut().zip(codes).for_each(|(out, code)| *out = f32::from(*code) * scale);
         }
-        late.copy_from_slice(&self.latest[start.saturating_sub(self.codes.len())..][..late.len()]);
+        late.copy_from_slice(&self.latest[..late.len()]);
+        out
     }
 }
 
@@ -116,14 +120,14 @@ impl Cache {
         }
     }
 
-    /// The keys of a head from position `first` on, as many as `out` has room for.
-    pub fn keys(&self, head: usize, first: usize, out: &mut [f32]) {
-        self.keys[head].read(first, self.head_dim, out);
+    /// The keys of a head from position `first` on, as many as `buffer` has room for: where they lie, or unpacked in `buffer`.
+    pub fn keys<'a>(&'a self, head: usize, first: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        self.keys[head].read(first, self.head_dim, buffer)
     }
 
-    /// The values of a head from position `first` on, as many as `out` has room for.
-    pub fn values(&self, head: usize, first: usize, out: &mut [f32]) {
-        self.values[head].read(first, self.head_dim, out);
+    /// The values of a head likewise.
+    pub fn values<'a>(&'a self, head: usize, first: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        self.values[head].read(first, self.head_dim, buffer)
     }
 }
 
@@ -146,9 +150,9 @@ mod tests {
                 assert_eq!(cache.len(), positions);
                 for (first, count) in [(0, positions), (0, 3), (4 * LATEST - 2, 9), (positions - LATEST, LATEST)] {
                     let (mut keys, mut values) = (vec![f32::NAN; count * dim], vec![f32::NAN; count * dim]);
-                    cache.keys(1, first, &mut keys);
-                    cache.values(1, first, &mut values);
-                    for (i, (found_k, found_v)) in keys.iter().zip(&values).enumerate() {
+                    let (keys, values) = (cache.keys(1, first, &mut keys), cache.values(1, first, &mut values));
+                    assert_eq!((keys.len(), values.len()), (count * dim, count * dim));
+                    for (i, (found_k, found_v)) in keys.iter().zip(values).enumerate() {
                         let at = ((first + i / dim) * heads + 1) * dim + i % dim;
                         let exact = precision == Precision::F32 || first + i / dim + LATEST >= positions;
                         let limit = if exact { 0.0 } else { 504.0 / 65_000.0 };

@@ -41,34 +41,46 @@ impl Task for Unpack<'_> {
 
     fn run<S: Simd>(self, simd: S) {
         let Self { dtype, bytes, out } = self;
+        // A function that is passed as it is would be called, and not be compiled for the instruction set.
+        macro_rules! blocks {
+            ($unpack:path) => {
+                each(
+                    simd,
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |block, values| $unpack(block, values),
+                )
+            };
+        }
         match dtype {
-            Dtype::Q4_0 => each(simd, bytes, out, legacy::unpack_q4_0),
-            Dtype::Q4_1 => each(simd, bytes, out, legacy::unpack_q4_1),
-            Dtype::Q5_0 => each(simd, bytes, out, legacy::unpack_q5_0),
-            Dtype::Q5_1 => each(simd, bytes, out, legacy::unpack_q5_1),
-            Dtype::Q8_0 => each(simd, bytes, out, legacy::unpack_q8_0),
-            Dtype::Q8_1 => each(simd, bytes, out, legacy::unpack_q8_1),
-            Dtype::Q2_K => each(simd, bytes, out, k::unpack_q2_k),
-            Dtype::Q3_K => each(simd, bytes, out, k::unpack_q3_k),
-            Dtype::Q4_K => each(simd, bytes, out, k::unpack_q4_k),
-            Dtype::Q5_K => each(simd, bytes, out, k::unpack_q5_k),
-            Dtype::Q6_K => each(simd, bytes, out, k::unpack_q6_k),
-            Dtype::Q8_K => each(simd, bytes, out, k::unpack_q8_k),
-            Dtype::IQ2_XXS => each(simd, bytes, out, iq::unpack_iq2_xxs),
-            Dtype::IQ2_XS => each(simd, bytes, out, iq::unpack_iq2_xs),
-            Dtype::IQ2_S => each(simd, bytes, out, iq::unpack_iq2_s),
-            Dtype::IQ3_XXS => each(simd, bytes, out, iq::unpack_iq3_xxs),
-            Dtype::IQ3_S => each(simd, bytes, out, iq::unpack_iq3_s),
-            Dtype::IQ1_S => each(simd, bytes, out, iq::unpack_iq1_s),
-            Dtype::IQ1_M => each(simd, bytes, out, iq::unpack_iq1_m),
-            Dtype::IQ4_NL => each(simd, bytes, out, nonlinear::unpack_iq4_nl),
-            Dtype::IQ4_XS => each(simd, bytes, out, nonlinear::unpack_iq4_xs),
-            Dtype::TQ1_0 => each(simd, bytes, out, ternary::unpack_tq1_0),
-            Dtype::TQ2_0 => each(simd, bytes, out, ternary::unpack_tq2_0),
-            Dtype::Q1_0 => each(simd, bytes, out, ternary::unpack_q1_0),
-            Dtype::Q2_0 => each(simd, bytes, out, ternary::unpack_q2_0),
-            Dtype::MXFP4 => each(simd, bytes, out, float4::unpack_mxfp4),
-            Dtype::NVFP4 => each(simd, bytes, out, float4::unpack_nvfp4),
+            Dtype::Q4_0 => blocks!(legacy::unpack_q4_0),
+            Dtype::Q4_1 => blocks!(legacy::unpack_q4_1),
+            Dtype::Q5_0 => blocks!(legacy::unpack_q5_0),
+            Dtype::Q5_1 => blocks!(legacy::unpack_q5_1),
+            Dtype::Q8_0 => blocks!(legacy::unpack_q8_0),
+            Dtype::Q8_1 => blocks!(legacy::unpack_q8_1),
+            Dtype::Q2_K => blocks!(k::unpack_q2_k),
+            Dtype::Q3_K => blocks!(k::unpack_q3_k),
+            Dtype::Q4_K => blocks!(k::unpack_q4_k),
+            Dtype::Q5_K => blocks!(k::unpack_q5_k),
+            Dtype::Q6_K => blocks!(k::unpack_q6_k),
+            Dtype::Q8_K => blocks!(k::unpack_q8_k),
+            Dtype::IQ2_XXS => blocks!(iq::unpack_iq2_xxs),
+            Dtype::IQ2_XS => blocks!(iq::unpack_iq2_xs),
+            Dtype::IQ2_S => blocks!(iq::unpack_iq2_s),
+            Dtype::IQ3_XXS => blocks!(iq::unpack_iq3_xxs),
+            Dtype::IQ3_S => blocks!(iq::unpack_iq3_s),
+            Dtype::IQ1_S => blocks!(iq::unpack_iq1_s),
+            Dtype::IQ1_M => blocks!(iq::unpack_iq1_m),
+            Dtype::IQ4_NL => blocks!(nonlinear::unpack_iq4_nl),
+            Dtype::IQ4_XS => blocks!(nonlinear::unpack_iq4_xs),
+            Dtype::TQ1_0 => blocks!(ternary::unpack_tq1_0),
+            Dtype::TQ2_0 => blocks!(ternary::unpack_tq2_0),
+            Dtype::Q1_0 => blocks!(ternary::unpack_q1_0),
+            Dtype::Q2_0 => blocks!(ternary::unpack_q2_0),
+            Dtype::MXFP4 => blocks!(float4::unpack_mxfp4),
+            Dtype::NVFP4 => blocks!(float4::unpack_nvfp4),
             _ => panic!("{dtype} is not a block type of ggml"),
         }
     }

@@ -20,7 +20,24 @@ pub(super) unsafe fn across(all: __m256) -> f32 {
     }
 }
 
-/// The same of integers.
+/// The sums of four registers' numbers.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn across_four(all: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (_mm256_hadd_ps(all[0], all[1]), _mm256_hadd_ps(all[2], all[3]));
+        let both = _mm256_hadd_ps(low, high);
+        let four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
+        let mut sums = [0.0; 4];
+        _mm_storeu_ps(sums.as_mut_ptr(), four);
+        sums
+    }
+}
+
+/// The sum of a register's integers.
 ///
 /// # Safety
 /// The processor has AVX2.

@@ -1,5 +1,5 @@
-//! The f32 matrix product, on the caller's thread or, tile by tile, on all: by the crate `gemm`, and for many rows on AVX2 by a
-//! loop of our own, which is half as fast again there.
+//! The f32 matrix product, on the caller's thread or, tile by tile, on all: by the crate `gemm`; for many rows on AVX2 by a loop
+//! of our own, which is half as fast again there; and for few rows by plain ones, which need no preparing.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use gemm::Parallelism;
 
 use super::tiles::{self, Tile};
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, vectorise};
 use crate::runtime::activations::SIX;
 use crate::threads::Pool;
 
@@ -58,18 +58,8 @@ impl<'a> View<'a> {
 /// # Panics
 /// If the shapes do not fit.
 pub fn times_transposed(x: View<'_>, w: View<'_>, factor: f32, out: &mut Tile<'_>) {
-    /// For fewer rows, packing w costs more than reading it again for each row does.
-    const FEW: usize = 8;
-
     assert!(x.cols == w.cols && x.rows == out.rows() && w.rows == out.cols(), "shapes fit");
-    if x.rows < FEW {
-        for i in 0..x.rows {
-            let row = View { data: &x.data[i * x.stride..], rows: 1, ..x };
-            product(row, w.transposed(), factor, false, &mut Tile::whole(out.row(i), w.rows));
-        }
-    } else {
-        product(x, w.transposed(), factor, false, out);
-    }
+    product(x, w.transposed(), factor, false, out);
 }
 
 /// out = x · w: x is `[m, k]`, w `[k, n]`, out `[m, n]`.
@@ -144,16 +134,78 @@ pub fn kernel() -> &'static str {
 /// The shapes fit.
 fn product(x: View<'_>, w: View<'_>, factor: f32, add: bool, out: &mut Tile<'_>) {
     /// For fewer rows, putting w into another order does not pay.
-    const FEW: usize = 6;
+    const FEW: usize = SIX;
 
     if x.cols == 0 {
         if !add {
             (0..x.rows).for_each(|i| out.row(i).fill(0.0));
         }
     } else if x.rows > 0 && w.cols > 0 {
-        let function = if x.rows < FEW { by_crate } else { chosen().function };
-        // SAFETY: what is chosen the processor supports; the shapes fit and nothing is empty.
-        unsafe { function(&Product { x, w, factor, add }, out) }
+        let product = Product { x, w, factor, add };
+        let few = x.rows < FEW && x.step == 1;
+        if few && w.stride == 1 {
+            vectorise(
+                #[inline(always)]
+                || dots(&product, out),
+            );
+        } else if few && w.step == 1 {
+            vectorise(
+                #[inline(always)]
+                || sums_of_rows(&product, out),
+            );
+        } else {
+            let function = if x.rows < FEW { by_crate } else { chosen().function };
+            // SAFETY: what is chosen the processor supports; the shapes fit and nothing is empty.
+            unsafe { function(&product, out) }
+        }
+    }
+}
+
+/// Few rows of x, and w's columns lie one after the other: a lane sums every sixteenth column of x.
+#[inline(always)]
+fn dots(product: &Product<'_>, out: &mut Tile<'_>) {
+    const LANES: usize = 16;
+
+    let &Product { x, w, factor, add } = product;
+    for i in 0..x.rows {
+        let x = &x.data[i * x.stride..][..x.cols];
+        let (x_lanes, x_rest) = x.as_chunks::<LANES>();
+        for (j, out) in out.row(i).iter_mut().enumerate() {
+            let (w_lanes, w_rest) = w.data[j * w.step..][..x.len()].as_chunks::<LANES>();
+            let mut sums = [0.0; LANES];
+            for (x, w) in x_lanes.iter().zip(w_lanes) {
+                sums.iter_mut().zip(x.iter().zip(w)).for_each(|(sum, (x, w))| *sum += x * w);
+            }
+            sums.iter_mut().zip(x_rest.iter().zip(w_rest)).for_each(|(sum, (x, w))| *sum += x * w);
+            for half in [8, 4, 2, 1] {
+                (0..half).for_each(|lane| sums[lane] += sums[lane + half]);
+            }
+            *out = factor * sums[0] + if add { *out } else { 0.0 };
+        }
+    }
+}
+
+/// Few rows of x, and w's rows lie one after the other: they are added up, four at a time.
+#[inline(always)]
+fn sums_of_rows(product: &Product<'_>, out: &mut Tile<'_>) {
+    let &Product { x, w, factor, add } = product;
+    let row = |at: usize| &w.data[at * w.stride..][..w.cols];
+    for i in 0..x.rows {
+        let (fours, rest) = x.data[i * x.stride..][..x.cols].as_chunks::<4>();
+        let out = &mut out.row(i)[..w.cols];
+        if !add {
+            out.fill(0.0);
+        }
+        for (at, four) in fours.iter().enumerate() {
+            let x = four.map(|x| factor * x);
+            let [a, b, c, d] = std::array::from_fn(|r| row(4 * at + r));
+            for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *out += x[0] * a + x[1] * b + (x[2] * c + x[3] * d);
+            }
+        }
+        for (at, x) in rest.iter().enumerate() {
+            out.iter_mut().zip(row(4 * fours.len() + at)).for_each(|(out, w)| *out += factor * x * w);
+        }
     }
 }
 

@@ -119,8 +119,7 @@ impl Attention {
             let (keys, rest) = buffer.split_at_mut(seen * dim);
             let (values, rest) = rest.split_at_mut(seen * dim);
             let (scores, result) = rest.split_at_mut(rows * seen);
-            cache.keys(kv_head, from, keys);
-            cache.values(kv_head, from, values);
+            let (keys, values) = (cache.keys(kv_head, from, keys), cache.values(kv_head, from, values));
             for head in 0..group {
                 let queries = head_view(q, out.first_row(), rows, self.heads, kv_head * group + head, dim);
                 let mut tile = Tile::whole(scores, seen);

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 
 use formats::Dtype;
 
-use super::Operands;
 use super::panel_avx2::fp8;
+use super::{Operands, portable};
 use crate::encoding::Form;
 use crate::runtime::kernels::avx2::{STREAMS, across};
 use crate::runtime::kernels::tiles::Tile;
@@ -182,14 +182,15 @@ impl Read {
 
 /// Whether rows are multiplied here.
 pub(super) fn suits(o: &Operands<'_>, rows: usize) -> bool {
-    o.steps && rows <= MOST && Read::of(&o.weights.form).is_some()
+    o.steps && rows <= MOST && (Read::of(&o.weights.form).is_some() || matches!(o.weights.form, Form::Blocks(_)))
 }
 
 /// # Safety
 /// As the other versions, for what [`suits`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
-    let Some(read) = Read::of(&o.weights.form) else { return };
+    // Blocks are unpacked row by row, which panels would turn as well.
+    let Some(read) = Read::of(&o.weights.form) else { return portable::multiply(o, tile) };
     // SAFETY: the caller's promise.
     unsafe {
         match tile.rows() {

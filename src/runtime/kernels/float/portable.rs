@@ -107,7 +107,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
+pub(super) fn multiply(o: &Operands<'_>, tile: &mut Tile<'_>) {
     let mut piece = [0.0; PIECE];
     for j in 0..tile.cols() {
         for i in 0..tile.rows() {

@@ -101,7 +101,18 @@ fn nibbles(from: &[u8], to: &mut [u8]) {
 /// Adds bit `bit` of each byte of `from`, shifted to `to`'s place `place`.
 #[inline(always)]
 fn add_bit(from: &[u8], bit: usize, place: u32, to: &mut [u8]) {
-    from.iter().zip(to).for_each(|(byte, code)| *code |= (byte >> bit & 1) << place);
+    // Closures that iterators are given would be called, and not be compiled for the instruction set.
+    for (byte, code) in from.iter().zip(to) {
+        *code |= (byte >> bit & 1) << place;
+    }
+}
+
+/// Codes of 4 bits become the levels that they stand for, raised by 128.
+#[inline(always)]
+fn to_levels(codes: &mut [u8]) {
+    for code in codes {
+        *code = LEVELS[usize::from(*code & 15)] as u8 ^ 128;
+    }
 }
 
 /// The scales and minima of Q4_K and Q5_K: 8 of 6 bits each in 12 bytes, by operations on whole words.
@@ -120,14 +131,20 @@ pub(super) fn six_bits(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
 pub(super) fn block_of_32(dtype: Dtype, block: &[u8], codes: &mut [u8], scale: &mut f32, minimum: &mut f32) {
     *scale = half(block, 0);
     let fifth = |codes: &mut [u8], from: &[u8]| {
-        (0..32).for_each(|i| codes[i] |= (from[i / 8] >> (i % 8) & 1) << 4);
+        for i in 0..32 {
+            codes[i] |= (from[i / 8] >> (i % 8) & 1) << 4;
+        }
     };
     match dtype {
-        Dtype::Q8_0 => codes.iter_mut().zip(&block[2..34]).for_each(|(code, byte)| *code = byte ^ 128),
+        Dtype::Q8_0 => {
+            for (code, byte) in codes.iter_mut().zip(&block[2..34]) {
+                *code = byte ^ 128;
+            }
+        }
         Dtype::Q4_0 => nibbles(&block[2..18], codes),
         Dtype::IQ4_NL => {
             nibbles(&block[2..18], codes);
-            codes.iter_mut().for_each(|code| *code = LEVELS[usize::from(*code)] as u8 ^ 128);
+            to_levels(codes);
         }
         Dtype::Q4_1 => {
             nibbles(&block[4..20], codes);
@@ -171,7 +188,9 @@ pub(super) fn block_of_256(dtype: Dtype, block: &[u8], codes: &mut [u8], scales:
                 nibbles(&block[64 * h..][..64], codes);
                 for (s, codes) in codes.chunks_exact_mut(32).enumerate() {
                     let high = &block[128 + 32 * h..][..32];
-                    codes.iter_mut().zip(high).for_each(|(code, high)| *code |= (high >> (2 * s) & 3) << 4);
+                    for (code, high) in codes.iter_mut().zip(high) {
+                    *code |= (high >> (2 * s) & 3) << 4;
+                }
                 }
             }
         }
@@ -184,7 +203,9 @@ pub(super) fn block_of_256(dtype: Dtype, block: &[u8], codes: &mut [u8], scales:
             }
             for (s, codes) in codes.chunks_exact_mut(32).enumerate() {
                 let two = &block[32 + s / 4 * 32..][..32];
-                codes.iter_mut().zip(two).for_each(|(code, two)| *code = two >> (s % 4 * 2) & 3);
+                for (code, two) in codes.iter_mut().zip(two) {
+                    *code = two >> (s % 4 * 2) & 3;
+                }
                 add_bit(&block[..32], s, 2, codes);
             }
         }
@@ -194,7 +215,7 @@ pub(super) fn block_of_256(dtype: Dtype, block: &[u8], codes: &mut [u8], scales:
                 let own = block[4 + j / 2] >> (j % 2 * 4) & 15 | ((high >> (2 * j)) as u8 & 3) << 4;
                 scales[j] = d * f32::from(own as i8 - 32);
                 nibbles(&block[8 + 16 * j..][..16], codes);
-                codes.iter_mut().for_each(|code| *code = LEVELS[usize::from(*code)] as u8 ^ 128);
+                to_levels(codes);
             }
         }
         _ => unreachable!("{dtype} has no blocks of 256 that are expanded"),

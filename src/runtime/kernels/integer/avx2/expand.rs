@@ -1,4 +1,4 @@
-//! Reading rows 32 codes at a time where they are stored; rarer types as on every processor.
+//! Reading rows 32 codes at a time where they are stored; what is left as on every processor.
 
 use std::arch::x86_64::*;
 
@@ -167,6 +167,16 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
     }
 }
 
+/// The levels that nibbles stand for.
+#[inline(always)]
+unsafe fn levels(nibbles: __m256i) -> __m256i {
+    // SAFETY: there are 16 levels.
+    unsafe {
+        let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVELS.as_ptr().cast()));
+        _mm256_shuffle_epi8(levels, nibbles)
+    }
+}
+
 /// 16 bytes of nibbles in each half: their low ones, and their high ones.
 #[inline(always)]
 unsafe fn two_nibbles(a: *const u8, b: *const u8) -> [__m256i; 2] {
@@ -273,11 +283,8 @@ impl Block for Iq4Nl {
     const BITS: u32 = 8;
     #[inline(always)]
     unsafe fn codes(at: *const u8) -> __m256i {
-        // SAFETY: the caller's promise; there are 16 levels.
-        unsafe {
-            let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVELS.as_ptr().cast()));
-            _mm256_shuffle_epi8(levels, nibbles(at.add(2)))
-        }
+        // SAFETY: the caller's promise.
+        unsafe { levels(nibbles(at.add(2))) }
     }
 }
 
@@ -347,6 +354,16 @@ impl<B: Block> Spans for B {
 unsafe fn half(at: *const u8) -> __m256 {
     // SAFETY: the caller's promise: 2 bytes.
     unsafe { _mm256_cvtph_ps(_mm_set1_epi16(at.cast::<i16>().read_unaligned())) }
+}
+
+/// 16 signed bytes as numbers, times `d`.
+#[inline(always)]
+unsafe fn signed(bytes: __m128i, d: __m256) -> [__m256; 2] {
+    // SAFETY: the instruction set is there.
+    unsafe {
+        let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+        [_mm256_mul_ps(_mm256_cvtepi32_ps(low), d), _mm256_mul_ps(_mm256_cvtepi32_ps(high), d)]
+    }
 }
 
 /// 8 bytes as numbers.
@@ -450,10 +467,7 @@ impl Spans for Q6K {
     unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let own = _mm_loadu_si128(at.bytes.add(192).cast());
-            let (low, high) = (_mm256_cvtepi8_epi32(own), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(own)));
-            let d = half(at.bytes.add(208));
-            [_mm256_mul_ps(_mm256_cvtepi32_ps(low), d), _mm256_mul_ps(_mm256_cvtepi32_ps(high), d)]
+            signed(_mm_loadu_si128(at.bytes.add(192).cast()), half(at.bytes.add(208)))
         }
     }
 
@@ -475,6 +489,82 @@ impl Spans for Q6K {
             let upper = _mm256_and_si256(upper, _mm256_set1_epi8(0x30));
             _mm256_or_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), upper)
         }
+    }
+}
+
+/// Q3_K.
+pub(super) struct Q3K;
+
+impl Spans for Q3K {
+    const RUN: usize = 16;
+    const MINIMA: bool = false;
+    // One less would do, and save nothing.
+    const BITS: u32 = 4;
+    const BIAS: u32 = 2;
+    const BYTES: usize = 110;
+
+    #[inline(always)]
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let own = at.bytes.add(96);
+            // The low four bits of the first eight, and of the others; then of each four the upper two.
+            let low = _mm_loadl_epi64(own.cast());
+            let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
+            let high = _mm_set1_epi32(own.add(8).cast::<i32>().read_unaligned());
+            let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_set_epi32(6, 4, 2, 0)), _mm_set1_epi8(3));
+            let own = _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_slli_epi16::<4>(high));
+            signed(_mm_sub_epi8(own, _mm_set1_epi8(32)), half(at.bytes.add(108)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let two = _mm256_loadu_si256(at.bytes.add(32 + 32 * (STEP / 4)).cast());
+            let two = _mm256_srl_epi16(two, _mm_cvtsi32_si128(2 * (STEP as i32 % 4)));
+            let third = _mm256_and_si256(_mm256_loadu_si256(at.bytes.cast()), _mm256_set1_epi8(1 << STEP));
+            // To bit 2 of its byte.
+            let third = if STEP < 2 {
+                _mm256_sll_epi16(third, _mm_cvtsi32_si128(2 - STEP as i32))
+            } else {
+                _mm256_srl_epi16(third, _mm_cvtsi32_si128(STEP as i32 - 2))
+            };
+            _mm256_or_si256(_mm256_and_si256(two, _mm256_set1_epi8(3)), third)
+        }
+    }
+}
+
+/// IQ4_XS.
+pub(super) struct Iq4Xs;
+
+impl Spans for Iq4Xs {
+    const RUN: usize = 32;
+    const MINIMA: bool = false;
+    const BITS: u32 = 8;
+    const SMALL: bool = true;
+    const BYTES: usize = 136;
+
+    #[inline(always)]
+    unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_set1_epi32(at.bytes.add(4).cast::<i32>().read_unaligned());
+            let low = _mm256_srlv_epi32(low, _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+            let high = _mm256_set1_epi32(i32::from(at.bytes.add(2).cast::<u16>().read_unaligned()));
+            let high = _mm256_srlv_epi32(high, _mm256_set_epi32(14, 12, 10, 8, 6, 4, 2, 0));
+            let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+            let own = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)), high);
+            let own = _mm256_cvtepi32_ps(_mm256_sub_epi32(own, _mm256_set1_epi32(32)));
+            [_mm256_mul_ps(own, half(at.bytes)), _mm256_setzero_ps()]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const STEP: usize>(at: At) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { levels(nibbles(at.bytes.add(8 + 16 * STEP))) }
     }
 }
 
@@ -587,11 +677,11 @@ impl<const RAISED: bool> Spans for Signed8<RAISED> {
     }
 }
 
-/// Rarer forms, prepared as on every processor.
-pub(super) struct Portable<const RUN: usize>;
+/// What is left, prepared as on every processor.
+pub(super) struct Portable;
 
-impl<const RUN: usize> Spans for Portable<RUN> {
-    const RUN: usize = RUN;
+impl Spans for Portable {
+    const RUN: usize = 32;
     const MINIMA: bool = false;
     const BITS: u32 = 8;
     const BYTES: usize = 0;
@@ -607,7 +697,7 @@ impl<const RUN: usize> Spans for Portable<RUN> {
     #[inline(always)]
     unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
-        unsafe { [prepared(at), if RUN == 16 { _mm256_loadu_ps(at.scales.add(8)) } else { _mm256_setzero_ps() }] }
+        unsafe { [prepared(at), _mm256_setzero_ps()] }
     }
 
     #[inline(always)]
@@ -710,9 +800,10 @@ pub(super) unsafe fn dispatch(o: &Operands<'_>, visitor: impl Visitor<i8>) {
             Form::Blocks(Dtype::Q4_K) => visitor.visit::<Affine<false>>(o),
             Form::Blocks(Dtype::Q5_K) => visitor.visit::<Affine<true>>(o),
             Form::Blocks(Dtype::Q6_K) => visitor.visit::<Q6K>(o),
+            Form::Blocks(Dtype::Q3_K) => visitor.visit::<Q3K>(o),
+            Form::Blocks(Dtype::IQ4_XS) => visitor.visit::<Iq4Xs>(o),
             Form::Packed { bits: 4, .. } => visitor.visit::<Packed4>(o),
-            _ if o.shape.run == 16 => visitor.visit::<Portable<16>>(o),
-            _ => visitor.visit::<Portable<32>>(o),
+            _ => visitor.visit::<Portable>(o),
         }
     }
 }

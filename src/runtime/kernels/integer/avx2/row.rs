@@ -9,7 +9,7 @@ use super::super::Operands;
 use super::super::expand::Row;
 use super::expand::{self, At, Spans, for_each_pair, for_each_step};
 use super::{Code, SPAN};
-use crate::runtime::kernels::avx2::{STREAMS, across};
+use crate::runtime::kernels::avx2::{STREAMS, across_four};
 use crate::runtime::kernels::tiles::Tile;
 
 /// How far ahead of the loads a row is asked for.
@@ -167,12 +167,7 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
                     let high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(own));
                     let low = _mm256_madd_epi16(low, _mm256_loadu_si256(numbers.cast()));
                     let high = _mm256_madd_epi16(high, _mm256_loadu_si256(numbers.add(16).cast()));
-                    if F::RUN == 32 {
-                        _mm256_add_epi32(low, high)
-                    } else {
-                        let halves = _mm256_permute2x128_si256::<0x20>(low, high);
-                        _mm256_add_epi32(halves, _mm256_permute2x128_si256::<0x31>(low, high))
-                    }
+                    _mm256_add_epi32(low, high)
                 };
             };
         }
@@ -184,7 +179,7 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
             fold_32([steps[0], steps[1], steps[2], steps[3]]),
             fold_32([steps[4], steps[5], steps[6], steps[7]]),
         ];
-        if F::BITS < 8 && F::BIAS > 0 {
+        if F::BIAS > 0 {
             let zeros = x.zeros.add(first / 16);
             both[0] = _mm256_add_epi32(both[0], _mm256_loadu_si256(zeros.cast()));
             both[1] = _mm256_add_epi32(both[1], _mm256_loadu_si256(zeros.add(8).cast()));
@@ -265,10 +260,12 @@ unsafe fn dots<F: Spans, T: Code, const M: usize>(
             }
         }
         let mut totals = [[0.0; M]; STREAMS];
-        for (totals, sums) in totals.iter_mut().zip(sums) {
-            for (total, sums) in totals.iter_mut().zip(sums) {
-                *total = across(if F::MINIMA { _mm256_sub_ps(sums.products, sums.less) } else { sums.products });
-            }
+        let mut i = 0;
+        while i < M {
+            let lanes = |sums: Sums| if F::MINIMA { _mm256_sub_ps(sums.products, sums.less) } else { sums.products };
+            let four = across_four([lanes(sums[0][i]), lanes(sums[1][i]), lanes(sums[2][i]), lanes(sums[3][i])]);
+            totals.iter_mut().zip(four).for_each(|(totals, total)| totals[i] = total);
+            i += 1;
         }
         totals
     }

@@ -255,8 +255,7 @@ impl<'a> Activations<'a> {
 
     /// The int16 form: of each 32 features scale = max |x| / 32639 and code = x / scale rounded.
     pub fn int16_runs(&self, pool: &Pool) -> &Int16Runs {
-        self.int16_runs
-            .get_or_init(|| self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, WIDEST)))
+        self.int16_runs.get_or_init(|| self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, WIDEST)))
     }
 
     /// A form with a scale for each 32 features, of which `round` makes the codes and scales of a row.

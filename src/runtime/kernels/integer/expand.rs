@@ -189,8 +189,8 @@ pub(super) fn block_of_256(dtype: Dtype, block: &[u8], codes: &mut [u8], scales:
                 for (s, codes) in codes.chunks_exact_mut(32).enumerate() {
                     let high = &block[128 + 32 * h..][..32];
                     for (code, high) in codes.iter_mut().zip(high) {
-                    *code |= (high >> (2 * s) & 3) << 4;
-                }
+                        *code |= (high >> (2 * s) & 3) << 4;
+                    }
                 }
             }
         }

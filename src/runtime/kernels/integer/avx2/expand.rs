@@ -466,9 +466,7 @@ impl Spans for Q6K {
     #[inline(always)]
     unsafe fn scales(at: At, _: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
-        unsafe {
-            signed(_mm_loadu_si128(at.bytes.add(192).cast()), half(at.bytes.add(208)))
-        }
+        unsafe { signed(_mm_loadu_si128(at.bytes.add(192).cast()), half(at.bytes.add(208))) }
     }
 
     #[inline(always)]

@@ -144,8 +144,7 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
             }
             for_each_pair!(pair);
             // Half a run is at most 16 · 15 · 128.
-            let all =
-                if T::WIDE || F::BITS > 4 { fold_32(pairs) } else { _mm256_madd_epi16(fold_16(pairs), ones) };
+            let all = if T::WIDE || F::BITS > 4 { fold_32(pairs) } else { _mm256_madd_epi16(fold_16(pairs), ones) };
             if F::BIAS == 0 {
                 return [all, none];
             }
@@ -175,10 +174,8 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
         if F::RUN == 32 {
             return [fold_8(steps), none];
         }
-        let mut both = [
-            fold_32([steps[0], steps[1], steps[2], steps[3]]),
-            fold_32([steps[4], steps[5], steps[6], steps[7]]),
-        ];
+        let mut both =
+            [fold_32([steps[0], steps[1], steps[2], steps[3]]), fold_32([steps[4], steps[5], steps[6], steps[7]])];
         if F::BIAS > 0 {
             let zeros = x.zeros.add(first / 16);
             both[0] = _mm256_add_epi32(both[0], _mm256_loadu_si256(zeros.cast()));
@@ -289,7 +286,7 @@ impl<T: Code> expand::Visitor<T> for Few<'_, '_> {
 #[target_feature(enable = "avx2")]
 unsafe fn arrange<F: Spans, T: Code>(o: &Operands<'_, T>, first: usize, m: usize, width: usize, to: &mut Buffers) {
     let k = o.k;
-    let in_wide = F::BITS == 8 && !(F::SMALL && !T::WIDE);
+    let in_wide = F::BITS == 8 && (T::WIDE || !F::SMALL);
     refill(&mut to.codes, if in_wide { 0 } else { m * width });
     refill(&mut to.fine, if !in_wide && T::WIDE { m * width } else { 0 });
     refill(&mut to.wide, if in_wide { m * width } else { 0 });

@@ -21,12 +21,31 @@ const AHEAD: usize = 512;
 trait Eight {
     /// Bytes of 8 numbers.
     const BYTES: usize;
+    /// How many times too small they are.
+    const SMALLER: f32 = 1.0;
 
     /// The numbers at `at`.
     ///
     /// # Safety
     /// There are [`Eight::BYTES`] bytes; the processor has AVX2 and F16C.
     unsafe fn load(at: *const u8) -> __m256;
+
+    /// Four times as many. Bits in `nan` are set where one that is not a number may be given as any.
+    ///
+    /// # Safety
+    /// As [`Eight::load`].
+    #[inline(always)]
+    unsafe fn four(at: *const u8, _nan: &mut __m256i) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                Self::load(at),
+                Self::load(at.add(Self::BYTES)),
+                Self::load(at.add(2 * Self::BYTES)),
+                Self::load(at.add(3 * Self::BYTES)),
+            ]
+        }
+    }
 }
 
 struct F32;
@@ -89,10 +108,33 @@ impl Eight for Excess128 {
 
 impl Eight for Fp8 {
     const BYTES: usize = 8;
+    const SMALLER: f32 = 256.0;
+
     #[inline(always)]
     unsafe fn load(at: *const u8) -> __m256 {
         // SAFETY: the caller's promise.
-        unsafe { fp8(_mm_loadl_epi64(at.cast())) }
+        unsafe { _mm256_mul_ps(fp8(_mm_loadl_epi64(at.cast())), _mm256_set1_ps(1.0 / Self::SMALLER)) }
+    }
+
+    #[inline(always)]
+    unsafe fn four(at: *const u8, nan: &mut __m256i) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let sizes = _mm256_and_si256(_mm256_loadu_si256(at.cast()), _mm256_set1_epi8(0x7f));
+            *nan = _mm256_or_si256(*nan, _mm256_cmpeq_epi8(sizes, _mm256_set1_epi8(0x7f)));
+            // As `fp8` does it, for numbers alone and without their factor.
+            let halves = |at: *const u8| {
+                let wide = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(_mm_loadu_si128(at.cast())));
+                _mm256_and_si256(_mm256_srai_epi16::<1>(wide), _mm256_set1_epi16(0xbfffu16 as i16))
+            };
+            let (first, second) = (halves(at), halves(at.add(16)));
+            [
+                _mm256_cvtph_ps(_mm256_castsi256_si128(first)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(first)),
+                _mm256_cvtph_ps(_mm256_castsi256_si128(second)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(second)),
+            ]
+        }
     }
 }
 
@@ -105,6 +147,7 @@ unsafe fn dots<E: Eight, const M: usize>(rows: [&[u8]; STREAMS], x: *const f32, 
     // SAFETY: what is read lies below column k; the last columns, if they are fewer than 8, are read through copies.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); M]; STREAMS];
+        let mut nan = [_mm256_setzero_si256(); STREAMS];
         let mut at = 0;
         while at + 32 <= k {
             let mut stream = 0;
@@ -115,13 +158,13 @@ unsafe fn dots<E: Eight, const M: usize>(rows: [&[u8]; STREAMS], x: *const f32, 
                     _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD + line).cast());
                     line += 64;
                 }
+                let weights = E::four(row, &mut nan[stream]);
                 let mut part = 0;
                 while part < 4 {
-                    let weights = E::load(row.add(part * E::BYTES));
                     let mut i = 0;
                     while i < M {
                         let numbers = _mm256_loadu_ps(x.add(i * k + at + 8 * part));
-                        sums[stream][i] = _mm256_fmadd_ps(weights, numbers, sums[stream][i]);
+                        sums[stream][i] = _mm256_fmadd_ps(weights[part], numbers, sums[stream][i]);
                         i += 1;
                     }
                     part += 1;
@@ -146,9 +189,10 @@ unsafe fn dots<E: Eight, const M: usize>(rows: [&[u8]; STREAMS], x: *const f32, 
             at += 8;
         }
         let mut totals = [[0.0; M]; STREAMS];
-        for (totals, sums) in totals.iter_mut().zip(sums) {
+        for ((totals, sums), nan) in totals.iter_mut().zip(sums).zip(nan) {
+            let number = _mm256_testz_si256(nan, nan) == 1;
             for (total, all) in totals.iter_mut().zip(sums) {
-                *total = across(all);
+                *total = if number { E::SMALLER * across(all) } else { f32::NAN };
             }
         }
         totals

@@ -151,8 +151,10 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
     let scales = 1f32.to_le_bytes().repeat(256);
     let form = Form::Fp8(Scales { dtype: Dtype::F32, bytes: &scales, per_row: 1 });
     let stored = Stored { form, bytes: &codes, row_bytes: 16, order: None, inputs: Inputs::Float };
-    // Rows of 16 columns, and one of 256, alone and many times.
-    for (k, m) in [(16, 1), (16, 9), (256, 1), (256, 9)] {
+    // Rows of 16 and 32 columns, and one of 256, alone and many times, in steps of a session and elsewhere.
+    for (k, m, steps) in
+        [16, 32, 256].into_iter().flat_map(|k| [(k, 1, false), (k, 1, true), (k, 2, true), (k, 9, false)])
+    {
         let n = 256 / k;
         let stored = Stored { row_bytes: k, ..stored };
         for kernel in RowKernel::supported() {
@@ -160,11 +162,11 @@ fn every_fp8_code_is_its_number_and_nan_shows() {
                 let mut x = vec![0.0; m * k];
                 x.iter_mut().skip(at).step_by(k).for_each(|x| *x = 1.0);
                 let mut out = vec![0.0; m * n];
-                kernel.multiply(&stored, 0, &Activations::new(&x, k), false, &mut Tile::whole(&mut out, n));
+                kernel.multiply(&stored, 0, &Activations::new(&x, k), steps, &mut Tile::whole(&mut out, n));
                 for (row, found) in out.iter().enumerate() {
                     let expected = crate::encoding::fp8::decode(codes[row % n * k + at]);
                     // Rows with a NaN are NaN.
-                    let nan = k == 256 || row % n % 8 == 7;
+                    let nan = k == 256 || row % n % (128 / k) == 128 / k - 1;
                     assert!(if nan { found.is_nan() } else { *found == expected }, "{row} {at} {}", kernel.name());
                 }
             }

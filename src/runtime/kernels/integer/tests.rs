@@ -42,6 +42,16 @@ fn blocks(noise: &mut Noise, dtype: Dtype, n: usize, k: usize) -> Vec<u8> {
     bytes
 }
 
+/// Scales in a dtype that changes with `turn`.
+fn scales(noise: &mut Noise, turn: usize, count: usize) -> (Dtype, Vec<u8>) {
+    let numbers = noise.vec(count);
+    match turn % 3 {
+        0 => (Dtype::F32, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        1 => (Dtype::F16, numbers.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()),
+        _ => (Dtype::BF16, numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect()),
+    }
+}
+
 /// Every version against the unpacked weights times the activations as they were rounded.
 fn check(stored: &Stored<'_>, n: usize, k: usize, m: usize, share: Share, covered: &mut Vec<&'static str>) {
     let data = Noise::new((m * k) as u64).vec(m * k);
@@ -125,11 +135,13 @@ fn every_version_multiplies_what_every_block_type_stores() {
 #[test]
 fn packed_integers_are_multiplied_by_int8_too() {
     let mut noise = Noise::new(22);
-    for (bits, group, k) in [(4, 32, 96), (4, 128, 384), (4, 64, 2112), (8, 32, 64), (8, 160, 160)] {
+    for (bits, group, k) in
+        [(4, 32, 96), (4, 32, 512), (4, 128, 384), (4, 128, 1408), (4, 64, 2112), (8, 32, 64), (8, 160, 160)]
+    {
         for (m, n) in [(1, 3), (8, 33 - 1), (10, 7), (16, 8), (49, 19)] {
-            let scales: Vec<u8> = noise.vec(n * k / group).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let (dtype, scales) = scales(&mut noise, m, n * k / group);
             let bytes: Vec<u8> = (0..n * k * usize::from(bits) / 8).map(|_| noise.next_u64() as u8).collect();
-            let scales = Scales { dtype: Dtype::F32, bytes: &scales, per_row: k / group };
+            let scales = Scales { dtype, bytes: &scales, per_row: k / group };
             let row_bytes = bytes.len() / n;
             let form = Form::Packed { bits, group, scales };
             let stored = Stored { form, bytes: &bytes, row_bytes, order: None, inputs: Inputs::Int8 };
@@ -144,14 +156,21 @@ fn integers_are_multiplied_by_int16() {
         return println!("no version for activations in int16 beside {kernel:?}", kernel = kernel());
     };
     let mut noise = Noise::new(23);
-    for (bits, group, k) in
-        [(4, 32, 96), (4, 32, 128), (4, 128, 384), (4, 64, 2112), (8, 32, 64), (8, 160, 160), (0, 352, 352)]
-    {
+    for (bits, group, k) in [
+        (4, 32, 96),
+        (4, 32, 512),
+        (4, 128, 384),
+        (4, 128, 1408),
+        (4, 64, 2112),
+        (8, 32, 64),
+        (8, 160, 160),
+        (0, 352, 352),
+    ] {
         for (m, n) in [(1, 3), (1, 32), (2, 9), (3, 5), (7, 2), (8, 33 - 1), (10, 7)] {
-            let scales: Vec<u8> = noise.vec(n * k / group).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let (dtype, scales) = scales(&mut noise, m, n * k / group);
             let bytes: Vec<u8> =
                 (0..n * k * if bits == 4 { 1 } else { 2 } / 2).map(|_| noise.next_u64() as u8).collect();
-            let scales = Scales { dtype: Dtype::F32, bytes: &scales, per_row: k / group };
+            let scales = Scales { dtype, bytes: &scales, per_row: k / group };
             let row_bytes = bytes.len() / n;
             let form = if bits == 0 { Form::Int8(scales) } else { Form::Packed { bits, group, scales } };
             let order: Vec<u32> = (0..n as u32).rev().collect();

@@ -576,6 +576,48 @@ unsafe fn prepared(at: At) -> __m256 {
     unsafe { _mm256_loadu_ps(at.scales) }
 }
 
+/// The scales of row `i`, one for each 32 columns: as [`expand::integer_scales`], without a call for every row.
+///
+/// # Safety
+/// The processor has AVX2 and F16C; `row` was made for as many columns as the matrix has.
+#[inline(always)]
+unsafe fn integer_scales<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
+    let Form::Packed { group, scales, .. } = &o.weights.form else {
+        return expand::integer_scales(o.weights, i, o.k, row);
+    };
+    let (runs, count) = (group / 32, o.k / group);
+    let first = o.weights.position(i) * scales.per_row;
+    let eights = match scales.dtype {
+        // 8 numbers are read at a time, and 8 runs of each written.
+        Dtype::F16 | Dtype::BF16 if matches!(runs, 1 | 2 | 4) => count / 8,
+        _ => return expand::integer_scales(o.weights, i, o.k, row),
+    };
+    let stored = &scales.bytes[2 * first..][..2 * count];
+    for (stored, to) in stored.as_chunks::<16>().0.iter().zip(row.scales.chunks_exact_mut(8 * runs)) {
+        // SAFETY: 16 bytes are read; 8 · runs numbers written.
+        unsafe {
+            let stored = _mm_loadu_si128(stored.as_ptr().cast());
+            let eight = match scales.dtype {
+                Dtype::F16 => _mm256_cvtph_ps(stored),
+                _ => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(stored))),
+            };
+            let lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+            for (part, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let places = _mm256_add_epi32(lane, _mm256_set1_epi32(8 * part as i32));
+                let places = _mm256_srl_epi32(places, _mm_cvtsi32_si128(runs.ilog2() as i32));
+                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_permutevar8x32_ps(eight, places));
+            }
+        }
+    }
+    // What is not a whole eight.
+    let mut own = [0.0; 8];
+    let rest = &mut own[..count - 8 * eights];
+    scales.read_some(o.weights.position(i), 8 * eights, rest);
+    for (to, scale) in row.scales[8 * eights * runs..].chunks_exact_mut(runs).zip(rest) {
+        to.fill(*scale);
+    }
+}
+
 /// Packed int4.
 pub(super) struct Packed4;
 
@@ -590,7 +632,8 @@ impl Spans for Packed4 {
 
     #[inline(always)]
     unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
-        expand::integer_scales(o.weights, i, o.k, row);
+        // SAFETY: the caller's promise.
+        unsafe { integer_scales(o, i, row) };
     }
 
     #[inline(always)]
@@ -628,7 +671,8 @@ impl Spans for Signed4 {
 
     #[inline(always)]
     unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
-        expand::integer_scales(o.weights, i, o.k, row);
+        // SAFETY: the caller's promise.
+        unsafe { integer_scales(o, i, row) };
     }
 
     #[inline(always)]
@@ -656,7 +700,8 @@ impl<const RAISED: bool> Spans for Signed8<RAISED> {
 
     #[inline(always)]
     unsafe fn prepare<T>(o: &Operands<'_, T>, i: usize, row: &mut Row) {
-        expand::integer_scales(o.weights, i, o.k, row);
+        // SAFETY: the caller's promise.
+        unsafe { integer_scales(o, i, row) };
     }
 
     #[inline(always)]

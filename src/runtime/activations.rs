@@ -64,8 +64,7 @@ pub struct Runs<T> {
 /// Activations in int8.
 pub type Int8Runs = Runs<i8>;
 
-/// Activations in int16, 257 times as fine: what is rounded is hardly more than 2⁻¹⁶ of the largest of 32. Each is
-/// 256 · a + b with signed bytes a and b.
+/// Activations in int16, 256 times as fine: what is rounded is at most 2⁻¹⁶ of the largest of 32.
 pub type Int16Runs = Runs<i16>;
 
 impl<T> Runs<T> {
@@ -253,9 +252,10 @@ impl<'a> Activations<'a> {
         })
     }
 
-    /// The int16 form: of each 32 features scale = max |x| / 32639 and code = x / scale rounded.
+    /// The int16 form: of each 32 features scale = max |x| / 32767 and code = x / scale rounded.
     pub fn int16_runs(&self, pool: &Pool) -> &Int16Runs {
-        self.int16_runs.get_or_init(|| self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, WIDEST)))
+        self.int16_runs
+            .get_or_init(|| self.runs(pool, |_, x, codes, scales| round_runs(x, codes, scales, f32::from(i16::MAX))))
     }
 
     /// A form with a scale for each 32 features, of which `round` makes the codes and scales of a row.
@@ -302,9 +302,6 @@ impl Code for i16 {
         x as i32 as i16
     }
 }
-
-/// The largest code of 16 bits: 256 · 127 + 127.
-const WIDEST: f32 = 32639.0;
 
 /// Rows that a thread rounds at a time.
 const LINES: usize = 8;
@@ -474,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn int16_is_257_times_as_fine() {
+    fn int16_is_256_times_as_fine() {
         let data: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin() * if i < 32 { 1.0 } else { 100.0 }).collect();
         let runs = Activations::new(&data, 64).int16_runs(&Pool::new(1)).clone();
         for (at, x) in data.iter().enumerate() {

@@ -75,10 +75,9 @@ impl Numbers {
         if start >= self.codes.len() {
             return &self.latest[start - self.codes.len()..][..out.len()];
         }
-        let rounded = self.codes.len().saturating_sub(start).min(out.len());
+        let rounded = (self.codes.len() - start).min(out.len());
         let (early, late) = out.split_at_mut(rounded);
-        let rows = self.codes[self.codes.len().min(start)..].chunks_exact(head_dim);
-        let rows = rows.zip(&self.scales[self.scales.len().min(first)..]);
+        let rows = self.codes[start..].chunks_exact(head_dim).zip(&self.scales[first..]);
         for (out, (codes, scale)) in early.chunks_exact_mut(head_dim).zip(rows) {
             out.iter_mut().zip(codes).for_each(|(out, code)| *out = f32::from(*code) * scale);
         }

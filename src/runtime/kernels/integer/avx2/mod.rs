@@ -48,7 +48,7 @@ trait Code: Copy {
     /// The same in 16 bits.
     fn wide(self) -> i16;
 
-    /// The upper ones of two signed bytes whose lower one is the number's lower one; or the number, if it has 8 bits.
+    /// The upper, signed one of two bytes; or the number, if it has 8 bits.
     fn coarse(self) -> i8;
 }
 
@@ -76,6 +76,6 @@ impl Code for i16 {
 
     #[inline(always)]
     fn coarse(self) -> i8 {
-        (self.wrapping_add(128) >> 8) as i8
+        (self >> 8) as i8
     }
 }

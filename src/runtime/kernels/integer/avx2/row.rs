@@ -20,8 +20,8 @@ const AHEAD: usize = 1024;
 struct Rows {
     /// Of 8 bits. For codes of less than 8 bits and runs of 32, in the order of [`Spans::pair`].
     codes: *const i8,
-    /// Those of 16 bits are 256 · `codes` and these.
-    fine: *const i8,
+    /// Those of 16 bits are 256 · `codes` and these, which have no sign.
+    fine: *const u8,
     /// Of 16 bits, in the place of both where the weights' codes have 8.
     wide: *const i16,
     /// What the sums of runs begin with, if codes are raised, in the order in which they are added up.
@@ -36,7 +36,7 @@ struct Rows {
 #[derive(Default)]
 struct Buffers {
     codes: Vec<i8>,
-    fine: Vec<i8>,
+    fine: Vec<u8>,
     wide: Vec<i16>,
     zeros: Vec<i32>,
     scales: Vec<f32>,
@@ -122,21 +122,26 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
         let none = _mm256_setzero_si256();
         let ones = _mm256_set1_epi16(1);
         let first = i * x.width + column;
-        let codes = |from: *const i8, offset: usize| _mm256_loadu_si256(from.add(first + offset).cast());
+        let codes = |offset: usize| _mm256_loadu_si256(x.codes.add(first + offset).cast());
         if F::BITS < 8 && F::RUN == 32 {
             let mut pairs = [none; 4];
             macro_rules! pair {
                 ($j:literal, $other:literal) => {
                     let own = F::pair::<$j, $other>(at);
-                    let products = |from: *const i8| {
-                        let first = _mm256_maddubs_epi16(own[0], codes(from, 64 * $j));
-                        // At most 4 · 31 · 128.
-                        _mm256_add_epi16(first, _mm256_maddubs_epi16(own[1], codes(from, 64 * $j + 32)))
-                    };
-                    pairs[$j] = products(x.codes);
+                    // At most 4 · 31 · 128.
+                    pairs[$j] = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(own[0], codes(64 * $j)),
+                        _mm256_maddubs_epi16(own[1], codes(64 * $j + 32)),
+                    );
                     if T::WIDE {
+                        let fine = |offset: usize| _mm256_loadu_si256(x.fine.add(first + offset).cast());
+                        // Codes of 4 bits are signed bytes too. At most 4 · 15 · 255.
+                        let fine = _mm256_add_epi16(
+                            _mm256_maddubs_epi16(fine(64 * $j), own[0]),
+                            _mm256_maddubs_epi16(fine(64 * $j + 32), own[1]),
+                        );
                         let coarse = _mm256_madd_epi16(pairs[$j], _mm256_set1_epi16(256));
-                        pairs[$j] = _mm256_add_epi32(coarse, _mm256_madd_epi16(products(x.fine), ones));
+                        pairs[$j] = _mm256_add_epi32(coarse, _mm256_madd_epi16(fine, ones));
                     } else if F::BITS > 4 {
                         pairs[$j] = _mm256_madd_epi16(pairs[$j], ones);
                     }
@@ -155,9 +160,9 @@ unsafe fn totals<F: Spans, T: Code>(at: At, x: Rows, i: usize, column: usize) ->
             ($step:literal) => {
                 let own = F::codes::<$step>(at);
                 steps[$step] = if F::BITS < 8 {
-                    _mm256_madd_epi16(_mm256_maddubs_epi16(own, codes(x.codes, 32 * $step)), ones)
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(own, codes(32 * $step)), ones)
                 } else if F::SMALL && !T::WIDE {
-                    let signed = _mm256_sign_epi8(codes(x.codes, 32 * $step), own);
+                    let signed = _mm256_sign_epi8(codes(32 * $step), own);
                     // A pair is at most 2 · 128 · 127.
                     _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(own), signed), ones)
                 } else {
@@ -312,7 +317,7 @@ unsafe fn arrange<F: Spans, T: Code>(o: &Operands<'_, T>, first: usize, m: usize
                 if T::WIDE {
                     let fine = &mut to.fine[at..][..48];
                     for i in 0..16 {
-                        (fine[i], fine[32 + i]) = (x[places(i).0].wide() as i8, x[places(i).1].wide() as i8);
+                        (fine[i], fine[32 + i]) = (x[places(i).0].wide() as u8, x[places(i).1].wide() as u8);
                     }
                 }
             }

@@ -158,6 +158,7 @@ fn integers_are_multiplied_by_int16() {
     let mut noise = Noise::new(23);
     for (bits, group, k) in [
         (4, 32, 96),
+        (4, 32, 128),
         (4, 32, 512),
         (4, 128, 384),
         (4, 128, 1408),
